@@ -1,0 +1,31 @@
+"""What everything else stands on: pytrees as vectors, keys, dtypes, linear algebra, stable scalars, errors."""
+
+from jaxprob.core._algorithm import Algorithm as Algorithm
+from jaxprob.core._algorithm import Info as Info
+from jaxprob.core._algorithm import LogDensity as LogDensity
+from jaxprob.core._algorithm import Position as Position
+from jaxprob.core._algorithm import Shared as Shared
+from jaxprob.core._algorithm import State as State
+from jaxprob.core._algorithm import position_of as position_of
+from jaxprob.core._dtypes import accumulator_dtype as accumulator_dtype
+from jaxprob.core._dtypes import as_float as as_float
+from jaxprob.core._dtypes import result_dtype as result_dtype
+from jaxprob.core._errors import bad_type as bad_type
+from jaxprob.core._errors import bad_value as bad_value
+from jaxprob.core._errors import describe as describe
+from jaxprob.core._errors import message as message
+from jaxprob.core._keys import Key as Key
+from jaxprob.core._keys import as_key as as_key
+from jaxprob.core._keys import chain_keys as chain_keys
+from jaxprob.core._keys import fold as fold
+from jaxprob.core._keys import is_key as is_key
+from jaxprob.core._pytree import pytree as pytree
+from jaxprob.core._pytree import static as static
+from jaxprob.core._trees import check_same_structure as check_same_structure
+from jaxprob.core._trees import dot as dot
+from jaxprob.core._trees import leaf_name as leaf_name
+from jaxprob.core._trees import map_named as map_named
+from jaxprob.core._trees import named_leaves as named_leaves
+from jaxprob.core._trees import norm as norm
+from jaxprob.core._trees import ravel as ravel
+from jaxprob.core._trees import size as size

@@ -1,0 +1,125 @@
+"""The contract of a distribution: a frozen pytree of its parameters with a density, a sampler and a support.
+
+The mathematics is distrax's wherever distrax has the distribution; the distrax object is rebuilt inside each method
+and never crosses a transformation. This folder is the only one that imports distrax, and only inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprob import core
+
+if TYPE_CHECKING:
+    from jaxprob.distributions._supports import Support
+
+
+class Distribution:
+    """Base of all distributions. Subclasses are `@core.pytree` classes whose fields are their parameters.
+
+    Shapes follow one rule: `sample(key, shape)` has shape `shape + batch_shape + event_shape`, and `log_prob(x)` has
+    the shape of `x`, less the event, broadcast with `batch_shape`. Batch shapes come from the parameters' own shapes,
+    so a distribution built under `vmap` or sliced leaf by leaf is an ordinary one with other shapes.
+
+    A subclass defines `batch_shape`, `support`, `_sample(key, shape)` and `_log_prob(value)`, and `event_shape` if its
+    event is not a scalar; `mean`, `variance`, `cdf`, `quantile` and `entropy` where they exist in closed form.
+    """
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the batch of independent distributions held in the parameters."""
+        raise NotImplementedError
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one draw of one distribution: `()` for scalars."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one draw: `batch_shape + event_shape`."""
+        return self.batch_shape + self.event_shape
+
+    @property
+    def support(self) -> Support:
+        """The set that carries the distribution, with its map to unconstrained space."""
+        raise NotImplementedError
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether draws are integers (or otherwise countable), so that gradients with respect to them do not exist."""
+        return self.support.is_discrete
+
+    def sample(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> jax.Array:
+        """Draws of shape `shape + batch_shape + event_shape`.
+
+        Args:
+          key: random key, used once.
+          shape: leading shape of independent draws.
+        """
+        key = core.as_key(key, f"{type(self).__name__}.sample")
+        return self._sample(key, (shape,) if isinstance(shape, int) else tuple(shape))
+
+    def log_prob(self, value: Any) -> jax.Array:
+        """Log density (or log mass) at `value`; -inf outside the support.
+
+        Args:
+          value: `(..., *batch_shape, *event_shape)`, or anything that broadcasts with it.
+
+        Returns:
+          the shape of `value` less the event, broadcast with `batch_shape`.
+
+        Raises:
+          ValueError: if the shape of `value` does not fit.
+        """
+        value = jnp.asarray(value)
+        try:
+            full = np.broadcast_shapes(jnp.shape(value), self.shape)
+            fits = full[len(full) - len(self.event_shape) :] == self.event_shape and (
+                not self.event_shape or jnp.shape(value)[-len(self.event_shape) :] == self.event_shape
+            )
+        except ValueError:
+            fits = False
+        if not fits:
+            raise core.bad_value(
+                f"{type(self).__name__}.log_prob", "value", f"of shape {jnp.shape(value)}",
+                f"a shape that broadcasts with {self.shape}",
+            )
+        return self._log_prob(value)
+
+    def mean(self) -> jax.Array:
+        """Expectation, of shape `batch_shape + event_shape`."""
+        raise self._undefined("mean")
+
+    def variance(self) -> jax.Array:
+        """Variance of each component, of shape `batch_shape + event_shape`."""
+        raise self._undefined("variance")
+
+    def cdf(self, value: Any) -> jax.Array:
+        """P(X <= value) for a scalar distribution."""
+        raise self._undefined("cdf")
+
+    def quantile(self, probability: Any) -> jax.Array:
+        """The inverse of `cdf`, for a scalar distribution."""
+        raise self._undefined("quantile")
+
+    def entropy(self) -> jax.Array:
+        """Differential or discrete entropy in nats, of shape `batch_shape`."""
+        raise self._undefined("entropy")
+
+    def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
+        raise NotImplementedError
+
+    def _log_prob(self, value: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def _undefined(self, what: str) -> Exception:
+        name = type(self).__name__
+        return NotImplementedError(
+            core.message(f"{name}.{what}", "the distribution", f"a {name}", f"one whose {what} has a closed form",
+                         "Estimate it from draws of sample(key, shape)")
+        )
