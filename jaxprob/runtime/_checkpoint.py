@@ -1,0 +1,116 @@
+"""Checkpoints: a pytree on disk by step, written through orbax, read back on any number of devices.
+
+A checkpoint appears under its final name when it is whole. The newest two are kept, so that a run can go on from the
+one before if the newest was damaged after it was written.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprob import core
+
+KEPT = 2
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by number: what is on disk does not depend on how a state is nested. Empty leaves have nothing to save."""
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if np.size(leaf)}
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a whole checkpoint, in order."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted(int(entry.name) for entry in Path(folder).iterdir() if entry.is_dir() and entry.name.isdigit())
+
+
+def save(folder: Path, step: int, tree: Any) -> None:
+    """Writes `folder/<step>`, then removes all but the newest two.
+
+    Every process of a distributed run calls it; leaves are arrays on the run's mesh.
+
+    Raises:
+      OSError: when the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    from orbax.checkpoint import v1 as orbax
+
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    _quiet()
+    try:
+        orbax.save(folder / str(step), _flat(tree), overwrite=True)
+    except Exception as error:
+        from jaxprob.runtime._store import _disk_error
+
+        raise _disk_error(error, folder, None) from error
+    if jax.process_index() == 0:
+        for old in steps(folder)[:-KEPT]:
+            shutil.rmtree(folder / str(old), ignore_errors=True)
+
+
+def load(folder: Path, step: int, like: Any) -> Any:
+    """Reads `folder/<step>` into the structure, dtypes and shardings of `like`.
+
+    Args:
+      folder: the folder of checkpoints.
+      step: one of `steps(folder)`.
+      like: pytree of arrays, or of `jax.ShapeDtypeStruct` with shardings.
+
+    Raises:
+      ValueError: if the checkpoint cannot be read, or holds other leaves than `like`.
+    """
+    from orbax.checkpoint import v1 as orbax
+
+    path = Path(folder).resolve() / str(step)
+    _quiet()
+    wanted = _flat(like)
+    try:
+        found = orbax.load(path, wanted)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise core.bad_value(
+            "load", "checkpoint", f"{path}, which cannot be read ({reason})", "a whole checkpoint of this run",
+            "Remove that folder to go on from the one before",
+        ) from error
+    leaves, structure = jax.tree.flatten(like)
+    values = [found.get(f"{i:05d}", leaf) for i, leaf in enumerate(leaves)]
+    for (name, leaf), value in zip(core.named_leaves(like), values, strict=True):
+        if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
+            raise core.bad_value(
+                "load", f"checkpoint, leaf {name!r},", f"{value.dtype} of shape {value.shape}",
+                f"{leaf.dtype} of shape {leaf.shape}", "It belongs to another model or to other settings",
+            )
+    return jax.tree.unflatten(structure, values)
+
+
+def load_newest(folder: Path, like: Any) -> tuple[int, Any, list[str]]:
+    """The newest checkpoint that can be read.
+
+    Returns:
+      its step, the pytree, and one line for each newer checkpoint that could not be read.
+
+    Raises:
+      ValueError: if none can be read (the message is that of the newest); FileNotFoundError if there is none.
+    """
+    found = steps(folder)
+    if not found:
+        raise FileNotFoundError(core.message("load", "folder", f"{folder}", "a folder with checkpoints"))
+    problems: list[ValueError] = []
+    for step in reversed(found):
+        try:
+            return step, load(folder, step, like), [str(problem) for problem in problems]
+        except ValueError as problem:
+            problems.append(problem)
+    raise problems[0]
+
+
+def _quiet() -> None:
+    # orbax reports every save and each file it could not parse through absl; our own one line says it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

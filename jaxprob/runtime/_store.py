@@ -1,0 +1,225 @@
+"""Draw stores: where a run puts its rows, chunk by chunk. In memory, or a directory of Zarr arrays.
+
+The directory is a Zarr v3 hierarchy that xarray and zarr read while the run goes on. Rows reach the disk before the
+array's metadata says that they exist, so a reader (or a run that is resumed after a kill) never sees a row that is not
+there. Arrays have dimensions (chain, draw, ...).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxprob import core
+
+Rows = dict[str, np.ndarray]
+"""Arrays by path (`posterior/theta`), each (rows, chain, ...) as they leave the device."""
+
+
+class DrawStore(Protocol):
+    """Where rows go. `append` may return before the rows are safe; `flush` returns when they are."""
+
+    rows: int
+
+    def append(self, rows: Rows) -> None:
+        """Adds rows at the end."""
+        ...
+
+    def flush(self) -> None:
+        """Waits until everything appended can be read back."""
+        ...
+
+    def read(self, path: str) -> np.ndarray:
+        """One array whole, (chain, draw, ...)."""
+        ...
+
+    def paths(self) -> list[str]:
+        """The arrays there are."""
+        ...
+
+
+class MemoryStore:
+    """Rows in host memory."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._parts: dict[str, list[np.ndarray]] = {}
+
+    def append(self, rows: Rows) -> None:
+        """Adds rows at the end."""
+        for path, part in rows.items():
+            self._parts.setdefault(path, []).append(np.moveaxis(np.asarray(part), 0, 1))
+        self.rows += _length(rows)
+
+    def flush(self) -> None:
+        """Does nothing: memory is always up to date."""
+
+    def read(self, path: str) -> np.ndarray:
+        """One array whole, (chain, draw, ...)."""
+        self._parts[path] = [np.concatenate(self._parts[path], axis=1)]
+        return self._parts[path][0]
+
+    def paths(self) -> list[str]:
+        """The arrays there are."""
+        return list(self._parts)
+
+
+class ZarrStore:
+    """Rows in a directory of Zarr v3 arrays, written through tensorstore.
+
+    Args:
+      root: the directory; made when the first rows come.
+      chunk: draws a Zarr chunk; fixed when an array is made.
+      rows: rows already there that count (those of the checkpoint a run goes on from); later ones are overwritten.
+    """
+
+    def __init__(self, root: Path, chunk: int, rows: int = 0) -> None:
+        self.root = Path(root).resolve()
+        self.rows = rows
+        self._chunk = chunk
+        self._arrays: dict[str, Any] = {}
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._pending: list[Any] = []
+        self._published = rows
+
+    def append(self, rows: Rows) -> None:
+        """Adds rows at the end; they are safe, and seen by readers, after the next `append` or `flush`."""
+        self.flush()
+        length = _length(rows)
+        for path, part in rows.items():
+            array = self._open(path, part)
+            block = np.moveaxis(np.asarray(part), 0, 1)
+            self._pending.append(array[:, self.rows : self.rows + length].write(block))
+        self.rows += length
+
+    def flush(self) -> None:
+        """Waits for the rows on their way, then lets readers see them."""
+        pending, self._pending = self._pending, []
+        try:
+            for future in pending:
+                future.result()
+        except Exception as error:
+            raise _disk_error(error, self.root, self._published) from error
+        if self._published != self.rows:
+            for path, metadata in self._metadata.items():
+                metadata["shape"][1] = self.rows
+                write_json(self.root / path / "zarr.json", metadata)
+            self._published = self.rows
+
+    def write_whole(self, path: str, value: np.ndarray, dimensions: list[str]) -> None:
+        """Writes one array that is not appended to, such as the observed data."""
+        array, metadata = self._create(path, np.asarray(value), list(np.shape(value)), dimensions)
+        try:
+            array[...].write(np.asarray(value)).result()
+        except Exception as error:
+            raise _disk_error(error, self.root, self._published) from error
+        write_json(self.root / path / "zarr.json", metadata)
+
+    def read(self, path: str) -> np.ndarray:
+        """One array whole, (chain, draw, ...)."""
+        self.flush()
+        return read_array(self.root / path)
+
+    def paths(self) -> list[str]:
+        """The arrays there are."""
+        return array_paths(self.root)
+
+    def _open(self, path: str, part: np.ndarray) -> Any:
+        if path not in self._arrays:
+            chain_and_rest = part.shape[1:]
+            dimensions = ["chain", "draw", *(f"{Path(path).name}_dim_{i}" for i in range(part.ndim - 2))]
+            shape = [chain_and_rest[0], np.iinfo(np.int32).max, *chain_and_rest[1:]]
+            chunks = [chain_and_rest[0], self._chunk, *chain_and_rest[1:]]
+            self._arrays[path], self._metadata[path] = self._create(path, part, shape, dimensions, chunks)
+        return self._arrays[path]
+
+    def _create(
+        self, path: str, like: np.ndarray, shape: list[int], dimensions: list[str], chunks: list[int] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        import tensorstore as ts
+
+        metadata: dict[str, Any] = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": like.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [max(n, 1) for n in chunks or shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": False if like.dtype == bool else "NaN" if like.dtype.kind == "f" else 0,
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            "attributes": {},
+            "dimension_names": dimensions,
+        }
+        if like.dtype.itemsize == 1:
+            metadata["codecs"] = [{"name": "bytes"}]
+        self._groups(path)
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": str(self.root / path) + "/"},
+            "metadata": {**metadata, "shape": list(shape)},
+        }
+        # The metadata on disk is ours to publish, after the rows: tensorstore takes what it is told.
+        array = ts.open(spec, open=True, assume_metadata=True).result()
+        return array, metadata
+
+    def _groups(self, path: str) -> None:
+        for folder in [self.root, *(self.root / parent for parent in reversed(Path(path).parents[:-1]))]:
+            if not (folder / "zarr.json").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def read_array(folder: Path, start: int = 0, stop: int | None = None, step: int = 1) -> np.ndarray:
+    """Reads a Zarr array, or draws `start:stop:step` of it, whatever is written at the moment."""
+    import tensorstore as ts
+
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(Path(folder).resolve()) + "/"}}
+    array = ts.open(spec, open=True, read=True, write=False).result()
+    if (start, stop, step) == (0, None, 1) or array.ndim < 2:
+        return np.asarray(array.read().result())
+    return np.asarray(array[:, start : array.shape[1] if stop is None else min(stop, array.shape[1])].read().result())[
+        :, ::step
+    ]
+
+
+def array_paths(root: Path) -> list[str]:
+    """Paths of the arrays under a Zarr hierarchy, such as `posterior/theta`, in order."""
+    found = []
+    for file in sorted(Path(root).glob("**/zarr.json")):
+        if json.loads(file.read_text())["node_type"] == "array":
+            found.append(file.parent.relative_to(root).as_posix())
+    return found
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces a JSON file in one step, so that a reader sees the old one or the new one, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "w") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _disk_error(error, path.parent, None) from error
+
+
+def _length(rows: Rows) -> int:
+    return len(next(iter(rows.values()))) if rows else 0
+
+
+def _disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
+    code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+    if any(word in str(error) for word in ("No space", "ENOSPC", "RESOURCE_EXHAUSTED")):
+        code = errno.ENOSPC
+    reason = os.strerror(code) if code != errno.EIO else " ".join(str(error).split())[:200]
+    kept = "What was written before is safe" if rows is None else f"The first {rows} draws are safe"
+    line = core.message("sample", "out", f"{folder} ({reason})", "a folder that can be written", f"{kept}; make room and resume")
+    return OSError(code, line)
