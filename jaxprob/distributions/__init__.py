@@ -1,1 +1,44 @@
-"""distributions."""
+"""Densities, supports and bijectors: frozen pytrees with `sample`, `log_prob`, `support`, moments and quantiles."""
+
+from jaxprob.distributions._bijectors import Affine as Affine
+from jaxprob.distributions._bijectors import Bijector as Bijector
+from jaxprob.distributions._bijectors import Chain as Chain
+from jaxprob.distributions._bijectors import Exp as Exp
+from jaxprob.distributions._bijectors import HalfLine as HalfLine
+from jaxprob.distributions._bijectors import Identity as Identity
+from jaxprob.distributions._bijectors import IndependentBijector as IndependentBijector
+from jaxprob.distributions._bijectors import IntervalSigmoid as IntervalSigmoid
+from jaxprob.distributions._bijectors import Inverse as Inverse
+from jaxprob.distributions._bijectors import Power as Power
+from jaxprob.distributions._bijectors import Sigmoid as Sigmoid
+from jaxprob.distributions._bijectors import Softplus as Softplus
+from jaxprob.distributions._bijectors import Tanh as Tanh
+from jaxprob.distributions._distribution import Distribution as Distribution
+from jaxprob.distributions._supports import Angle as Angle
+from jaxprob.distributions._supports import Boolean as Boolean
+from jaxprob.distributions._supports import CholeskyFactor as CholeskyFactor
+from jaxprob.distributions._supports import CorrelationCholesky as CorrelationCholesky
+from jaxprob.distributions._supports import CountVector as CountVector
+from jaxprob.distributions._supports import GreaterThan as GreaterThan
+from jaxprob.distributions._supports import IndependentSupport as IndependentSupport
+from jaxprob.distributions._supports import IntegerInterval as IntegerInterval
+from jaxprob.distributions._supports import Interval as Interval
+from jaxprob.distributions._supports import LessThan as LessThan
+from jaxprob.distributions._supports import NonNegative as NonNegative
+from jaxprob.distributions._supports import NonNegativeInteger as NonNegativeInteger
+from jaxprob.distributions._supports import Ordered as Ordered
+from jaxprob.distributions._supports import Positive as Positive
+from jaxprob.distributions._supports import PositiveDefinite as PositiveDefinite
+from jaxprob.distributions._supports import Real as Real
+from jaxprob.distributions._supports import RealVector as RealVector
+from jaxprob.distributions._supports import Simplex as Simplex
+from jaxprob.distributions._supports import Sphere as Sphere
+from jaxprob.distributions._supports import Support as Support
+from jaxprob.distributions._supports import UnitInterval as UnitInterval
+from jaxprob.distributions._vector_bijectors import Direction as Direction
+from jaxprob.distributions._vector_bijectors import FillTriangular as FillTriangular
+from jaxprob.distributions._vector_bijectors import Ordering as Ordering
+from jaxprob.distributions._vector_bijectors import OuterProduct as OuterProduct
+from jaxprob.distributions._vector_bijectors import PlaneAngle as PlaneAngle
+from jaxprob.distributions._vector_bijectors import SignedStickBreaking as SignedStickBreaking
+from jaxprob.distributions._vector_bijectors import StickBreaking as StickBreaking

@@ -86,7 +86,9 @@ class Distribution:
             fits = False
         if not fits:
             raise core.bad_value(
-                f"{type(self).__name__}.log_prob", "value", f"of shape {jnp.shape(value)}",
+                f"{type(self).__name__}.log_prob",
+                "value",
+                f"of shape {jnp.shape(value)}",
                 f"a shape that broadcasts with {self.shape}",
             )
         return self._log_prob(value)
@@ -120,6 +122,11 @@ class Distribution:
     def _undefined(self, what: str) -> Exception:
         name = type(self).__name__
         return NotImplementedError(
-            core.message(f"{name}.{what}", "the distribution", f"a {name}", f"one whose {what} has a closed form",
-                         "Estimate it from draws of sample(key, shape)")
+            core.message(
+                f"{name}.{what}",
+                "the distribution",
+                f"a {name}",
+                f"one whose {what} has a closed form",
+                "Estimate it from draws of sample(key, shape)",
+            )
         )
