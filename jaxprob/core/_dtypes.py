@@ -11,19 +11,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprob.core._errors import bad_type
+
 
 def as_float(value: Any) -> jax.Array:
     """An array of floating dtype from an array, NumPy array or Python scalar.
 
     Python scalars stay weakly typed (they take the dtype of what they meet); integers and booleans become the default
     float; floating arrays keep their dtype.
+
+    Raises:
+      TypeError: for complex numbers, random keys and whatever is not a number.
     """
+    if isinstance(value, (bool, int)):
+        return jnp.asarray(float(value))
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
-    if isinstance(value, (bool, int)):
-        return jnp.asarray(float(value))
-    return array.astype(jnp.result_type(float))
+    if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool:
+        return array.astype(jnp.result_type(float))
+    raise bad_type("as_float", "value", f"of dtype {array.dtype}", "real numbers")
 
 
 def result_dtype(*values: Any) -> Any:
@@ -36,4 +43,4 @@ def result_dtype(*values: Any) -> Any:
 
 def accumulator_dtype(dtype: Any) -> Any:
     """The dtype in which numbers of `dtype` are summed: float32 for bfloat16 and float16, else `dtype` itself."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype)

@@ -19,8 +19,8 @@ def describe(value: Any) -> str:
     """
     if isinstance(value, jax.core.Tracer):
         return f"a traced {value.dtype} array of shape {value.shape}"
-    if isinstance(value, (jax.Array, np.ndarray)):
-        if value.ndim == 0 and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        if value.ndim == 0 and _is_readable(value):
             return f"{np.asarray(value)}"
         return f"a {value.dtype} array of shape {tuple(value.shape)}"
     if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
@@ -29,6 +29,14 @@ def describe(value: Any) -> str:
     if isinstance(value, (tuple, list)) and len(repr(value)) <= 80:
         return repr(value)
     return f"an object of type {type(value).__name__}"
+
+
+def _is_readable(value: Any) -> bool:
+    """Whether the numbers are there to be read: not a random key, not donated, not on another process."""
+    if not isinstance(value, jax.Array):
+        return True
+    is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return not is_key and not value.is_deleted() and value.is_fully_addressable
 
 
 def message(function: str, argument: str, got: Any, expected: str, todo: str = "") -> str:

@@ -6,10 +6,12 @@ under `vmap` depend on the first key alone, and a split depends on how many devi
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprob.core._errors import bad_type
 
@@ -37,8 +39,11 @@ def as_key(key: Any, function: str = "as_key") -> Key:
     if is_key(key):
         if key.shape == ():
             return key
-    elif isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
+    elif isinstance(key, (jax.Array, np.ndarray)) and key.dtype == jnp.uint32:
+        with contextlib.suppress(TypeError):  # raised for key data of another shape than the default generator's
+            wrapped = jax.random.wrap_key_data(jnp.asarray(key))
+            if wrapped.shape == ():
+                return wrapped
     raise bad_type(function, "key", key, "one random key", "Make one with jax.random.key(seed)")
 
 
@@ -47,7 +52,7 @@ def fold(key: Key, *indices: Any) -> Key:
 
     Args:
       key: a scalar typed key; it may be folded with different indices as often as needed.
-      *indices: integers or scalar integer arrays.
+      *indices: non-negative integers or scalar integer arrays.
     """
     for index in indices:
         key = jax.random.fold_in(key, index)
@@ -66,4 +71,4 @@ def chain_keys(key: Key, indices: jax.Array) -> Key:
     Returns:
       (chain,) keys.
     """
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))

@@ -20,6 +20,12 @@ def static(**options: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **options)
 
 
+def _repr(node: Any) -> str:
+    """`Name(field=value, ...)` of every field, those that a subclass added included."""
+    fields = ", ".join(f"{field.name}={getattr(node, field.name)!r}" for field in dataclasses.fields(node))
+    return f"{type(node).__qualname__}({fields})"
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def pytree(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass, registered as a pytree with named leaves.
@@ -27,7 +33,9 @@ def pytree(cls: type[T]) -> type[T]:
     `__post_init__` may check and convert fields, with `object.__setattr__`; it runs at construction only. Equality is
     identity, since arrays do not compare to one truth value.
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=cls.__repr__ is object.__repr__)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    if cls.__repr__ is object.__repr__:
+        cls.__repr__ = _repr  # type: ignore[method-assign, assignment]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     dynamic = tuple(f.name for f in fields if not f.metadata.get("static"))
     fixed = tuple(f.name for f in fields if f.metadata.get("static"))

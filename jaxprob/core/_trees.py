@@ -5,13 +5,15 @@ Positions are any pytree of floating arrays; kernels work on one flat vector in 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+from jax import lax
 
+from jaxprob.core._dtypes import result_dtype
 from jaxprob.core._errors import bad_type, bad_value
 
 
@@ -26,17 +28,35 @@ def ravel(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
 
     Raises:
       TypeError: if a leaf is not floating point.
+
+    >>> vector, unravel = ravel({"b": 1.0, "a": (2.0, 3.0)})
+    >>> vector.tolist()
+    [2.0, 3.0, 1.0]
     """
     for name, leaf in named_leaves(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise bad_type(
-                "ravel", f"leaf {name!r}", f"of dtype {jnp.result_type(leaf)}", "a floating-point array",
+                "ravel",
+                f"leaf {name!r}",
+                f"of dtype {jnp.result_type(leaf)}",
+                "a floating-point array",
                 "Only continuous quantities can be part of a vector",
             )
-    if not jax.tree.leaves(tree):
-        return jnp.zeros((0,)), lambda vector: tree
-    with jax.numpy_dtype_promotion("standard"):
-        return ravel_pytree(tree)
+    leaves, structure = jax.tree.flatten(tree)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    shapes, dtypes = [leaf.shape for leaf in leaves], [leaf.dtype for leaf in leaves]
+    dtype = result_dtype(leaves)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    length = ends[-1] if ends else 0
+
+    def unravel(vector: jax.Array) -> Any:
+        if jnp.shape(vector) != (length,):
+            raise bad_value("unravel", "vector", f"of shape {jnp.shape(vector)}", f"shape ({length},)")
+        parts = jnp.split(vector, ends[:-1]) if ends else []
+        rebuilt = [part.reshape(shape).astype(dtype) for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)]
+        return jax.tree.unflatten(structure, rebuilt)
+
+    return jnp.concatenate([jnp.zeros((0,), dtype)] + [leaf.ravel().astype(dtype) for leaf in leaves]), unravel
 
 
 def size(tree: Any) -> int:
@@ -45,23 +65,41 @@ def size(tree: Any) -> int:
 
 
 def dot(a: Any, b: Any) -> jax.Array:
-    """Inner product of two pytrees of the same structure: the sum over leaves of `sum(a * b)`."""
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+    """Inner product of two pytrees of the same structure and shapes: the sum over leaves of `sum(a * b)`.
+
+    Raises:
+      ValueError: if the structures or the shapes of two leaves differ.
+
+    >>> dot({"x": 2.0, "y": 3.0}, {"x": 4.0, "y": 5.0}).item()
+    23.0
+    """
+    check_same_structure("dot", "b", b, a, dtypes=False)
+    dtype = result_dtype(a, b)
+    products = jax.tree.map(lambda x, y: jnp.sum(jnp.asarray(x, dtype) * jnp.asarray(y, dtype)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), dtype))
 
 
 def norm(tree: Any, order: float = 2.0) -> jax.Array:
-    """The `order`-norm of a pytree seen as one vector (2 by default; `jnp.inf` for the largest absolute value)."""
-    leaves = [jnp.abs(jnp.ravel(leaf)) for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
+    """The `order`-norm of a pytree seen as one vector, with gradient zero at zero.
+
+    Args:
+      tree: pytree of real arrays.
+      order: a positive number: 2 for the Euclidean norm, `jnp.inf` for the largest absolute value.
+
+    >>> norm({"x": 3.0, "y": 4.0}).item()
+    5.0
+    """
+    dtype = result_dtype(tree)
+    leaves = [jnp.abs(jnp.asarray(leaf, dtype)) for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
     if not leaves:
-        return jnp.zeros(())
+        return jnp.zeros((), dtype)
+    largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
     if order == jnp.inf:
-        return jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
-    # Scaled by the largest entry, so that squares neither overflow nor underflow.
-    scale = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
-    safe = jnp.where(scale > 0, scale, 1)
-    total = sum(jnp.sum((leaf / safe) ** order) for leaf in leaves)
-    return jnp.where(scale > 0, safe * total ** (1.0 / order), 0)
+        return largest
+    # Scaled by the largest entry, so that squares neither overflow nor underflow; the norm does not depend on it.
+    scale = lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
+    total = sum(jnp.sum((leaf / scale) ** order) for leaf in leaves)
+    return jnp.where(largest == 0, 0.0, scale * jnp.where(largest == 0, 1.0, total) ** (1.0 / order))
 
 
 def _part(key: Any) -> str:
@@ -90,22 +128,33 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest)
 
 
-def check_same_structure(function: str, argument: str, got: Any, expected: Any) -> None:
-    """Raises a `ValueError` that names the first leaf whose name, shape or dtype differs."""
-    got_leaves, expected_leaves = dict(named_leaves(got)), dict(named_leaves(expected))
-    if missing := [name for name in expected_leaves if name not in got_leaves]:
-        raise bad_value(function, argument, f"without leaf {missing[0]!r}", f"leaves {list(expected_leaves)}")
-    if unknown := [name for name in got_leaves if name not in expected_leaves]:
-        raise bad_value(function, argument, f"with unknown leaf {unknown[0]!r}", f"leaves {list(expected_leaves)}")
-    for name, leaf in expected_leaves.items():
-        found = got_leaves[name]
-        want = (jnp.shape(leaf), jnp.result_type(leaf))
-        have = (jnp.shape(found), jnp.result_type(found))
-        if want != have:
-            raise bad_value(
-                function, f"{argument}, leaf {name!r},", f"{have[1]} of shape {have[0]}", f"{want[1]} of shape {want[0]}"
-            )
+def check_same_structure(function: str, argument: str, got: Any, expected: Any, dtypes: bool = True) -> None:
+    """Raises a `ValueError` that names the first leaf whose name, shape or dtype differs.
+
+    Args:
+      function: name of the public function, for the message.
+      argument: name of the argument that `got` is, for the message.
+      got: pytree of arrays (or of `jax.ShapeDtypeStruct`).
+      expected: pytree of arrays (or of `jax.ShapeDtypeStruct`).
+      dtypes: whether dtypes must be the same as well.
+    """
+    got_leaves, expected_leaves = named_leaves(got), named_leaves(expected)
+    got_names, expected_names = [name for name, _ in got_leaves], [name for name, _ in expected_leaves]
+    if missing := [name for name in expected_names if name not in got_names]:
+        raise bad_value(function, argument, f"without leaf {missing[0]!r}", f"leaves {expected_names}")
+    if unknown := [name for name in got_names if name not in expected_names]:
+        raise bad_value(function, argument, f"with unknown leaf {unknown[0]!r}", f"leaves {expected_names}")
     if jax.tree.structure(got) != jax.tree.structure(expected):
         raise bad_value(
             function, argument, f"a pytree {jax.tree.structure(got)}", f"the structure {jax.tree.structure(expected)}"
         )
+    for (name, found), (_, leaf) in zip(got_leaves, expected_leaves, strict=True):
+        want = (jnp.shape(leaf), jnp.result_type(leaf))
+        have = (jnp.shape(found), jnp.result_type(found))
+        if want[0] != have[0] or (dtypes and want[1] != have[1]):
+            raise bad_value(
+                function,
+                f"{argument}, leaf {name!r},",
+                f"{have[1]} of shape {have[0]}",
+                f"{want[1]} of shape {want[0]}",
+            )
