@@ -1,0 +1,265 @@
+"""What each command does. JAX is imported inside, after the environment says how many devices it should show."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxprob.cli import _errors, _target
+
+_FLAG = "--xla_force_host_platform_device_count"
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """`jaxprob sample FILE.py:NAME`."""
+    path, name = _target.split(arguments.target)
+    arguments.file = path  # an error from inside it is reported with its line
+    if arguments.resume and arguments.out is None:
+        raise _errors.UsageError("--resume needs --out, the run directory to go on with.")
+    _start_processes(arguments)
+    import jax
+
+    from jaxprob import runtime
+    from jaxprob.inference import mcmc
+
+    if arguments.x64:
+        jax.config.update("jax_enable_x64", True)
+    target = _target.load(path, name)
+    key = jax.random.key(arguments.seed)
+    first = jax.process_index() == 0
+    result = runtime.sample(
+        target.model,
+        key,
+        initial=target.initial,
+        algorithm=getattr(mcmc, arguments.algorithm),
+        chains=arguments.chains,
+        warmup=arguments.warmup,
+        draws=arguments.draws,
+        thin=arguments.thin,
+        keep=arguments.keep,
+        devices=runtime.mesh(**arguments.mesh) if arguments.mesh else arguments.devices,
+        out=arguments.out,
+        resume=arguments.resume,
+        progress=_progress(arguments) if first else None,
+        until=_until(arguments.until),
+    )
+    return _conclude(result) if first else _code(result)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`jaxprob demo`."""
+    show_devices(_share(4, _cores()))
+    import jax
+
+    from jaxprob import runtime
+    from jaxprob.cli import _demo
+
+    out, resume, note = _demo_directory(arguments.out)
+    print("Breast cancer in 301 counties: cases ~ Poisson(women x rate), log rate ~ Normal(mu, tau)" + note)
+    posterior = _demo.posterior()
+    progress = None if arguments.quiet else runtime.progress.terminal()
+    result = runtime.sample(
+        posterior, jax.random.key(0), chains=4, warmup=1000, draws=1000, out=out, resume=resume, progress=progress
+    )
+    return _conclude(result, _demo.figures)
+
+
+def diagnose(arguments: argparse.Namespace) -> int:
+    """`jaxprob diagnose DIR`."""
+    from jaxprob import runtime
+
+    result = runtime.load(arguments.directory)
+    _check_draws(result, arguments.directory)
+    if result.status != "finished":
+        print(f"The run is not finished (it is {result.status}); this is about the draws there are.")
+    diagnosis = result.diagnose()
+    print(diagnosis)
+    return _errors.OK if diagnosis.ok else _errors.DIAGNOSTICS
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`jaxprob report DIR`."""
+    from jaxprob import runtime
+
+    print(runtime.report(arguments.directory))
+    return _errors.OK
+
+
+def devices(arguments: argparse.Namespace) -> int:
+    """`jaxprob devices`."""
+    show_devices(_share(4, _cores()))
+    import jax
+    import jax.numpy as jnp
+
+    found = jax.devices()
+    processes = _count(jax.process_count(), "process", "es")
+    print(f"jax {jax.__version__}, {_count(_cores(), 'core')}, {_count(len(found), 'device')}, {processes}")
+    for device in found:
+        kind = "" if device.device_kind == device.platform else f"  {device.device_kind}"
+        virtual = "  (virtual: a share of this machine's cores)" if device.platform == "cpu" and len(found) > 1 else ""
+        print(f"  {device.platform}:{device.id}{kind}{_memory(device)}{virtual}")
+    used = _share(4, len(found))
+    print(f"a default run: 4 chains on {_count(used, 'device')}, {4 // used} on each, in {jnp.result_type(float)}")
+    return _errors.OK
+
+
+def show_devices(number: int) -> None:
+    """Lets JAX show a machine's cores as this many CPU devices, unless the environment already says how many.
+
+    It has to be said before JAX starts, and does nothing to GPUs and TPUs.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _FLAG not in flags and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}={number}".strip()
+
+
+def _start_processes(arguments: argparse.Namespace) -> None:
+    """Says how many devices there are: joins the other processes, or divides the cores of this machine."""
+    by_hand = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if any(value is not None for value in by_hand) and (not arguments.distributed or None in by_hand):
+        raise _errors.UsageError("--coordinator, --num-processes and --process-id go together, with --distributed.")
+    if arguments.mesh:
+        wanted = arguments.mesh.get("chains", 1) * arguments.mesh.get("data", 1)
+    elif arguments.devices:
+        wanted = arguments.devices
+    else:
+        wanted = _share(arguments.chains, _cores())
+    if not arguments.distributed:
+        return show_devices(wanted)
+    import jax
+
+    if arguments.coordinator is None:
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    return None
+
+
+def _until(rules: dict[str, str] | None) -> Any:
+    """The targets must all be reached; a time limit ends the run in any case."""
+    if not rules:
+        return None
+    from jaxprob import runtime
+
+    try:
+        targets = []
+        if "ess" in rules:
+            targets.append(runtime.effective_sample_size(float(rules["ess"])))
+        if "r_hat" in rules:
+            targets.append(runtime.r_hat(float(rules["r_hat"])))
+        rule = None
+        for target in targets:
+            rule = target if rule is None else rule & target
+        if "time" in rules:
+            limit = runtime.wall_clock(rules["time"])
+            rule = limit if rule is None else rule | limit
+    except ValueError as error:
+        raise _errors.UsageError(f"--until: {error}") from error
+    return rule
+
+
+def _progress(arguments: argparse.Namespace) -> Any:
+    from jaxprob import runtime
+
+    if arguments.quiet:
+        return None
+    return runtime.progress.terminal(live={"table": True, "lines": False}.get(arguments.progress))
+
+
+def _conclude(result: Any, figures: Any = None) -> int:
+    """Prints what the run is worth and where it is, and writes the report."""
+    from jaxprob import runtime
+
+    code = _code(result)
+    if code == _errors.PREEMPTED:
+        where = f"; go on with it by --resume --out {result.path}" if result.path else ""
+        print(f"jaxprob: stopped by a signal; what was done is safe{where}", file=sys.stderr)
+        return code
+    print(f"\n{_head(str(result.summary()))}\n\n{result.diagnose()}\n")
+    if result.path is None:
+        print("The draws were not kept; give --out DIR to keep them, with a report.")
+        return code
+    shown = _shortest(result.path)
+    print(f"run     {shown}")
+    try:
+        written = runtime.report(result.path, figures=figures(result) if figures else None)
+        print(f"report  {_shortest(written)}")
+    except ImportError as error:
+        print(f"no report: {error}")
+    return code
+
+
+def _code(result: Any) -> int:
+    if result.status == "stopped":
+        return _errors.PREEMPTED
+    return _errors.OK if result.diagnose().ok else _errors.DIAGNOSTICS
+
+
+def _check_draws(result: Any, directory: str) -> None:
+    from jaxprob import core
+
+    if not any(x.size for _, x in core.named_leaves(result.draws)):
+        raise _errors.CommandError(f"{directory} has no draws yet (status: {result.status}).")
+
+
+def _demo_directory(out: str | None) -> tuple[Path, bool, str]:
+    """The demo's run directory, whether a run there goes on, and what to say about it.
+
+    A run that did not finish goes on; a finished one is left alone and the demo takes the next free name.
+    """
+    import json
+
+    if out is not None:
+        return Path(out), True, ""
+    for number in range(1, 10_000):
+        folder = Path("runs") / ("demo" if number == 1 else f"demo-{number}")
+        try:
+            status = json.loads((folder / "meta.json").read_text()).get("status")
+        except FileNotFoundError:
+            if folder.exists() and any(folder.iterdir()):
+                continue
+            note = f"\nruns/demo holds a finished run, which stays; this one goes to {folder}" if number > 1 else ""
+            return folder, False, note
+        except (OSError, ValueError):
+            continue
+        if status != "finished":
+            return folder, True, f"\n{folder} holds a run that did not finish; going on with it"
+    raise _errors.CommandError("runs/ is full of demos; remove some, or give --out DIR.")
+
+
+def _head(text: str, lines: int = 16) -> str:
+    """The beginning of a long table."""
+    rows = text.splitlines()
+    if len(rows) <= lines + 2:
+        return text
+    return "\n".join([*rows[:lines], f"... {len(rows) - lines:,} more rows"])
+
+
+def _shortest(path: Path) -> str:
+    """A path as a person would type it here."""
+    path = Path(path).resolve()
+    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _share(chains: int, available: int) -> int:
+    """The largest number of devices, of those available, that divides the chains."""
+    return max(n for n in range(1, min(available, chains) + 1) if chains % n == 0)
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def _memory(device: Any) -> str:
+    try:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+    except Exception:  # a backend without memory statistics says so in its own way
+        limit = None
+    return f"  {limit / 2**30:.0f} GiB" if limit else ""

@@ -1,0 +1,382 @@
+"""The report of a run: one HTML file, made from its directory alone.
+
+Verdict first, then the numbers, then the figures of the quantities that mixed worst. Arrays are read through
+tensorstore, a few quantities at a time, so that the report of a big run needs little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprob import analysis, core
+from jaxprob.runtime import _directory, _figures, _html
+from jaxprob.runtime._result import Result, load
+from jaxprob.runtime._store import array_paths, read_array
+
+_DRAWS = 2000  # draws of a chain in a trace
+_VALUES = 4_000_000  # draws of all chains of one quantity that are read
+_TRACES, _PAIRS = 6, 4
+_PREDICTED = 200  # simulated data sets
+_OBSERVATIONS = 100_000
+_ROWS = 500  # rows of the full table
+_ELEMENTS = 8  # elements of an array with a row of their own in the short table
+
+
+class _Quantity(NamedTuple):
+    """One scalar of the posterior with the numbers of its summary."""
+
+    name: str
+    variable: str
+    index: tuple[int, ...]
+    values: Mapping[str, float]
+
+    @property
+    def badness(self) -> float:
+        """How badly it mixed, in units of the usual limits (R-hat 1.01, 400 effective draws); -inf for a constant."""
+        r_hat = self.values.get("r_hat", np.nan)
+        ess = min(self.values.get("ess_bulk", np.nan), self.values.get("ess_tail", np.nan))
+        if np.isnan(r_hat) and np.isnan(ess):
+            return -np.inf
+        return float(np.nan_to_num((r_hat - 1) / 0.01) + np.nan_to_num(400 / max(ess, 1e-9)))
+
+
+def report(path: str | Path, *, figures: Mapping[str, Any] | None = None) -> Path:
+    """Writes `report.html` into a run directory: one file with all its figures, which needs no network.
+
+    Args:
+      path: the run directory (what was passed to `sample` as `out`); the run may still be going on.
+      figures: matplotlib figures by title, shown after the verdict. They are kept in the run directory, as
+        `figures/*.png`, and are part of later reports too.
+
+    Returns:
+      the path of the file.
+
+    Raises:
+      ValueError: if `path` is not a run directory, or has no draws yet.
+      ImportError: without matplotlib (the `plots` extra).
+    """
+    _figures.require_matplotlib("report")
+    result = load(path)
+    folder = Path(path).resolve()
+    arrays = array_paths(folder / _directory.DRAWS)
+    rows = max((_rows(folder, name) for name in arrays if name.startswith("posterior/")), default=0)
+    if rows < 4:
+        raise core.bad_value("report", "path", f"{path} with {rows} draws", "a run with at least 4 draws of each chain")
+    _keep_figures(folder, figures or {})
+    quantities = _quantities(result)
+    with _figures.style():
+        sections = [
+            _html.Section("Figures of this model", *_kept_figures(folder)),
+            _summary(quantities),
+            _mixing(folder, arrays, quantities, rows),
+            _sampler(folder, arrays),
+            _predictive(folder, arrays),
+            _configuration(result, folder, rows),
+        ]
+    meta = result.meta
+    lead = f"{meta['chains']:,} chains of {rows:,} draws after {meta['warmup']:,} warm-up steps, by {meta['algorithm']}"
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    foot = f"Made by jaxprob {meta['versions'].get('jaxprob', '')} on {made} from {folder}"
+    text = _html.page(folder.name, lead, _verdict(result, rows), sections, foot)
+    partial = folder / ".report.html.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(folder / "report.html")
+    return folder / "report.html"
+
+
+def _verdict(result: Result, rows: int) -> str:
+    diagnosis = result.diagnose()
+    points = [str(finding) for finding in diagnosis.findings]
+    meta = result.meta
+    tone, headline = (
+        ("green", "No problem found: these draws can be used.")
+        if diagnosis.ok
+        else ("red", "Do not trust these draws yet.")
+    )
+    if meta["status"] != "finished":
+        points.insert(
+            0,
+            f"The run is not finished ({meta['status']}): {rows:,} of {meta['draws']:,} draws of each chain are there.",
+        )
+        tone = "amber" if tone == "green" else tone
+        headline = "No problem found so far." if diagnosis.ok else headline
+    return _html.verdict(tone, headline, points)
+
+
+def _quantities(result: Result) -> list[_Quantity]:
+    return []
+
+
+def _summary(quantities: Sequence[_Quantity]) -> _html.Section:
+    """The short table: every variable, of a long one the elements that mixed worst; and all of it, folded away."""
+    columns = [name for name in quantities[0].values] if quantities else []
+    groups: dict[str, list[_Quantity]] = {}
+    for quantity in quantities:
+        groups.setdefault(quantity.variable, []).append(quantity)
+    short: list[Sequence[Any]] = []
+    for variable, members in groups.items():
+        shown = members
+        if len(members) > _ELEMENTS:
+            worst = sorted(members, key=lambda q: -q.badness)[:3]
+            shown = [quantity for quantity in members if quantity in worst]
+        short += [_row(quantity) for quantity in shown]
+        if len(shown) < len(members):
+            short.append(
+                [f"{variable}: {len(members) - len(shown):,} more, which mixed better{_range(members, shown)}"]
+            )
+    parts = [
+        _html.paragraph(
+            "Mean, standard deviation and interval of each quantity; how many independent draws its bulk and its "
+            "tails are worth (ess, at least 400 wanted), how well the chains agree (r_hat, at most 1.01), and the "
+            "Monte Carlo error of the mean (mcse)."
+        ),
+        _html.table(["", *map(_column, columns)], short),
+    ]
+    if len(short) < len(quantities):
+        every = quantities
+        note = f"All {len(quantities):,} quantities"
+        if len(every) > _ROWS:
+            every = sorted(quantities, key=lambda q: -q.badness)[:_ROWS]
+            note = f"The {_ROWS} of {len(quantities):,} quantities that mixed worst"
+        parts.append(_html.details(note, _html.table(["", *map(_column, columns)], [_row(q) for q in every])))
+    return _html.Section("Summary", *parts)
+
+
+def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity], rows: int) -> _html.Section:
+    section = _html.Section("Mixing of the chains")
+    chosen = _worst(quantities, _TRACES, 3)
+    if not chosen:
+        return section
+    paired = _worst(quantities, _PAIRS, 1)
+    chains = _chains(folder, arrays)
+    stride = max(1, -(-chains * rows // _VALUES))
+    draws = _read(folder, list({q.name: q for q in (*chosen, *paired)}.values()), stride)
+    length = next(iter(draws.values())).shape[1]
+    diverging = _stat(folder, arrays, "diverging")
+    marks = None if diverging is None else _any_in_blocks(np.asarray(diverging, bool), stride)[:, :length]
+    step = max(1, -(-length // _DRAWS))
+    thin = None if marks is None else _any_in_blocks(marks, step)
+    traces = {q.name: draws[q.name][:, ::step] for q in chosen}
+    some = "" if len(chosen) == len(quantities) else f"The {len(chosen)} quantities that mixed worst. "
+    few = (
+        ""
+        if chains <= _figures.CHAINS
+        else f"Of {chains:,} chains, the {_figures.CHAINS} that differ most from the rest. "
+    )
+    caption = (
+        f"{some}{few}Good chains lie on top of each other on the left, look like the same noise in the middle, and "
+        "have flat ranks on the right (99 % of the bars of independent draws lie in the grey band; draws that depend "
+        "on each other vary somewhat more)."
+    )
+    if thin is not None and thin.any():
+        caption += " Red marks under a trace are divergent transitions."
+    section.parts.append(_html.image(_figures.mixing(traces, thin, stride * step), caption, "density, trace and ranks"))
+    if len(paired) > 1:
+        found = 0 if marks is None else int(np.sum(diverging))
+        caption = (
+            f"Pairs of quantities, with the {found:,} divergent transitions in red. Where red points gather, the "
+            "sampler met curvature that its step size cannot follow, and the draws there are not to be trusted."
+            if found
+            else "Pairs of quantities. There were no divergent transitions."
+        )
+        section.parts += [
+            _html.heading("Pairs"),
+            _html.image(_figures.pairs({q.name: draws[q.name] for q in paired}, marks), caption, "pairs"),
+        ]
+    return section
+
+
+def _sampler(folder: Path, arrays: Sequence[str]) -> _html.Section:
+    """Energy plot, and a row of statistics a chain."""
+    section = _html.Section("The sampler")
+    energy = _stat(folder, arrays, "energy")
+    if energy is not None and energy.shape[1] >= 4 and np.isfinite(energy).all():
+        fraction = np.asarray(analysis.e_bfmi(energy))
+        caption = (
+            "If the change of energy in one step is much narrower than the energy itself (E-BFMI below 0.3), the "
+            "chains move through the tails too slowly, which heavy tails or funnels cause."
+        )
+        section.parts.append(_html.image(_figures.energy(energy, fraction), caption, "energy"))
+    named = {
+        "acceptance_rate": ("acceptance rate", np.mean, ".3f"),
+        "diverging": ("divergences", np.sum, ",.0f"),
+        "step_size": ("step size", lambda x, axis: np.take(x, -1, axis), ".4g"),
+        "num_steps": ("gradients/draw", np.mean, ".1f"),
+        "tree_depth": ("deepest tree", np.max, ".0f"),
+    }
+    columns, cells = ["chain"], []
+    for name, (title, reduce, form) in named.items():
+        values = _stat(folder, arrays, name)
+        if values is None or not values.size:
+            continue
+        columns.append(title)
+        each = np.asarray(reduce(values, axis=1), float)
+        total = each.sum() if name == "diverging" else each.max() if name == "tree_depth" else each.mean()
+        cells.append([(format(x, form), "bad" if name == "diverging" and x else "") for x in (*each, total)])
+    if cells:
+        chains = len(cells[0]) - 1
+        kept = [*range(min(chains, _figures.CHAINS)), chains]
+        rows = [[f"all {chains:,}" if i == chains else str(i), *(column[i] for column in cells)] for i in kept]
+        section.parts.append(_html.table(columns, rows))
+    return section
+
+
+def _predictive(folder: Path, arrays: Sequence[str]) -> _html.Section:
+    section = _html.Section("Posterior predictive check")
+    for name in arrays:
+        group, _, variable = name.partition("/")
+        if group != "observed_data" or f"posterior_predictive/{variable}" not in arrays:
+            continue
+        root = folder / _directory.DRAWS
+        observed = np.ravel(read_array(root / name)).astype(float)
+        predicted = read_array(root / "posterior_predictive" / variable)
+        predicted = predicted.reshape(-1, *predicted.shape[2:])
+        predicted = (
+            predicted[:: max(1, -(-len(predicted) // _PREDICTED))].reshape(-1, max(observed.size, 1)).astype(float)
+        )
+        every = max(1, -(-observed.size // _OBSERVATIONS))
+        observed, predicted = observed[::every], predicted[:, ::every]
+        known = np.isfinite(observed) & np.isfinite(predicted).all(axis=0)  # NaN is a missing observation
+        observed, predicted = observed[known], predicted[:, known]
+        if not observed.size:
+            continue
+        low, high = np.quantile(predicted, [0.05, 0.95], axis=0)
+        inside = float(np.mean((low <= observed) & (observed <= high)))
+        caption = (
+            f"Data simulated from the posterior beside the data. {inside:.0%} of the {observed.size:,} observations "
+            "lie in the 90 % interval simulated for them. A model that fits gives data that look like those observed."
+        )
+        section.parts.append(_html.heading(variable))
+        section.parts.append(
+            _html.image(_figures.predictive(observed, predicted), caption, "posterior predictive check")
+        )
+    return section
+
+
+def _configuration(result: Result, folder: Path, rows: int) -> _html.Section:
+    meta = result.meta
+    mesh = meta.get("mesh", {})
+    where = ", ".join(f"{name} {value}" for name, value in mesh.items()) if isinstance(mesh, Mapping) else str(mesh)
+    run = {
+        "run directory": folder,
+        "status": meta.get("ended", meta["status"]),
+        "algorithm": meta["algorithm"],
+        "chains": f"{meta['chains']:,}",
+        "warm-up steps": f"{meta['warmup']:,}",
+        "draws": f"{rows:,} of each chain" + (f", every {meta['thin']} steps" if meta.get("thin", 1) > 1 else ""),
+        "seed": ", ".join(map(str, np.ravel(meta["seed"]))),
+        "mesh": where,
+        "precision": "float64" if meta.get("x64") else "float32",
+        "started": meta.get("started", ""),
+    }
+    times = {name: f"{seconds:,.1f} s" for name, seconds in meta.get("times", {}).items()}
+    parts = [_html.facts({name: value for name, value in run.items() if value not in ("", None)})]
+    if times:
+        parts += [_html.heading("Times"), _html.facts(times)]
+    parts += [_html.heading("Versions"), _html.facts(meta.get("versions", {}))]
+    return _html.Section("Configuration", *parts)
+
+
+def _worst(quantities: Sequence[_Quantity], count: int, each: int) -> list[_Quantity]:
+    """The `count` that mixed worst, at most `each` of one variable as long as there are other variables."""
+    ordered = sorted((q for q in quantities if q.badness > -np.inf), key=lambda q: -q.badness)
+    chosen: list[_Quantity] = []
+    for quantity in ordered:
+        if sum(q.variable == quantity.variable for q in chosen) < each:
+            chosen.append(quantity)
+    chosen += [quantity for quantity in ordered if quantity not in chosen]
+    return sorted(chosen[:count], key=lambda q: -q.badness)
+
+
+def _read(folder: Path, quantities: Sequence[_Quantity], stride: int) -> dict[str, np.ndarray]:
+    """(chain, draw) of each quantity, every `stride`-th draw; one pass over each variable."""
+    found = {}
+    for variable in {q.variable for q in quantities}:
+        members = [q for q in quantities if q.variable == variable]
+        array = _open(folder, f"posterior/{variable}")[:, ::stride]
+        if members[0].index:
+            # One index array for each trailing axis; they broadcast together into a last axis of quantities.
+            values = np.asarray(
+                array[(slice(None), slice(None), *map(list, zip(*(q.index for q in members), strict=True)))]
+                .read()
+                .result()
+            )
+        else:
+            values = np.asarray(array.read().result())[..., None]
+        found |= {q.name: np.asarray(values[..., i], float) for i, q in enumerate(members)}
+    return {q.name: found[q.name] for q in quantities}
+
+
+def _open(folder: Path, name: str) -> Any:
+    import tensorstore
+
+    store = {"driver": "file", "path": str(folder / _directory.DRAWS / name)}
+    return tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True, read=True).result()
+
+
+def _rows(folder: Path, name: str) -> int:
+    return int(json.loads((folder / _directory.DRAWS / name / "zarr.json").read_text())["shape"][1])
+
+
+def _chains(folder: Path, arrays: Sequence[str]) -> int:
+    name = next(name for name in arrays if name.startswith("posterior/"))
+    return int(json.loads((folder / _directory.DRAWS / name / "zarr.json").read_text())["shape"][0])
+
+
+def _stat(folder: Path, arrays: Sequence[str], name: str) -> np.ndarray | None:
+    return read_array(folder / _directory.DRAWS / "sample_stats" / name) if f"sample_stats/{name}" in arrays else None
+
+
+def _any_in_blocks(values: np.ndarray, size: int) -> np.ndarray:
+    """(chain, draw) booleans thinned so that none is lost: whether any in each block of `size` draws is true."""
+    return np.logical_or.reduceat(values, np.arange(0, values.shape[1], size), axis=1) if size > 1 else values
+
+
+def _keep_figures(folder: Path, figures: Mapping[str, Any]) -> None:
+    for title, figure in figures.items():
+        (folder / "figures").mkdir(exist_ok=True)
+        name = re.sub(r"[^\w .,()-]", "_", title)
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=160)
+
+
+def _kept_figures(folder: Path) -> list[str]:
+    files = sorted((folder / "figures").glob("*.png"))
+    return [
+        part for file in files for part in (_html.heading(file.stem), _html.picture(file.read_bytes(), alt=file.stem))
+    ]
+
+
+def _column(name: str) -> str:
+    return name.replace("_", " ") if name.startswith("ess") else name
+
+
+def _row(quantity: _Quantity) -> list[Any]:
+    cells: list[Any] = [quantity.name]
+    for name, value in quantity.values.items():
+        kind = ""
+        if name == "r_hat":
+            text = f"{value:.3f}"
+            kind = "bad" if value > 1.05 else "warn" if value > 1.01 else ""
+        elif name.startswith("ess"):
+            text = f"{value:,.0f}"
+            kind = "bad" if value < 100 else "warn" if value < 400 else ""
+        else:
+            text = f"{value:.2g}" if name.startswith("mcse") else f"{value:.4g}"
+        cells.append((text, kind))
+    return cells
+
+
+def _range(members: Sequence[_Quantity], shown: Sequence[_Quantity]) -> str:
+    rest = [q.values for q in members if q not in shown]
+    try:
+        ess = min(min(v["ess_bulk"], v["ess_tail"]) for v in rest)
+        return f" (ess from {ess:,.0f}, r_hat up to {max(v['r_hat'] for v in rest):.3f})"
+    except KeyError:
+        return ""
