@@ -1,1 +1,37 @@
-"""runtime."""
+"""Where work runs: devices and meshes, chunked runs, checkpoints, draw stores, progress and reports."""
+
+from jaxprob.runtime import _progress as progress
+from jaxprob.runtime._distributed import connect as connect
+from jaxprob.runtime._mesh import mesh as mesh
+from jaxprob.runtime._result import Result as Result
+from jaxprob.runtime._result import load as load
+from jaxprob.runtime._run import Run as Run
+from jaxprob.runtime._run import run as run
+from jaxprob.runtime._sample import sample as sample
+from jaxprob.runtime._store import DrawStore as DrawStore
+from jaxprob.runtime._store import MemoryStore as MemoryStore
+from jaxprob.runtime._store import ZarrStore as ZarrStore
+from jaxprob.runtime._until import Status as Status
+from jaxprob.runtime._until import Until as Until
+from jaxprob.runtime._until import effective_sample_size as effective_sample_size
+from jaxprob.runtime._until import r_hat as r_hat
+from jaxprob.runtime._until import wall_clock as wall_clock
+
+__all__ = [
+    "DrawStore",
+    "MemoryStore",
+    "Result",
+    "Run",
+    "Status",
+    "Until",
+    "ZarrStore",
+    "connect",
+    "effective_sample_size",
+    "load",
+    "mesh",
+    "progress",
+    "r_hat",
+    "run",
+    "sample",
+    "wall_clock",
+]

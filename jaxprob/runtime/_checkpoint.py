@@ -76,7 +76,10 @@ def load(folder: Path, step: int, like: Any) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise core.bad_value(
-            "load", "checkpoint", f"{path}, which cannot be read ({reason})", "a whole checkpoint of this run",
+            "load",
+            "checkpoint",
+            f"{path}, which cannot be read ({reason})",
+            "a whole checkpoint of this run",
             "Remove that folder to go on from the one before",
         ) from error
     leaves, structure = jax.tree.flatten(like)
@@ -84,8 +87,11 @@ def load(folder: Path, step: int, like: Any) -> Any:
     for (name, leaf), value in zip(core.named_leaves(like), values, strict=True):
         if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
             raise core.bad_value(
-                "load", f"checkpoint, leaf {name!r},", f"{value.dtype} of shape {value.shape}",
-                f"{leaf.dtype} of shape {leaf.shape}", "It belongs to another model or to other settings",
+                "load",
+                f"checkpoint, leaf {name!r},",
+                f"{value.dtype} of shape {value.shape}",
+                f"{leaf.dtype} of shape {leaf.shape}",
+                "It belongs to another model or to other settings",
             )
     return jax.tree.unflatten(structure, values)
 

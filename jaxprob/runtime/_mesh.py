@@ -40,7 +40,10 @@ def mesh(chains: int | None = None, data: int = 1, devices: Any = None) -> Mesh:
     chains = max(len(found) // data, 1) if chains is None else chains
     if chains * data > len(found):
         raise core.bad_value(
-            "mesh", "chains x data", f"{chains} x {data}", f"at most {len(found)} devices",
+            "mesh",
+            "chains x data",
+            f"{chains} x {data}",
+            f"at most {len(found)} devices",
             "Ask for fewer, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count=N before JAX starts",
         )
     return Mesh(np.asarray(found[: chains * data]).reshape(chains, data), (CHAINS, DATA))
@@ -57,7 +60,10 @@ def resolve_mesh(devices: Any, chains: int, function: str = "sample") -> Mesh:
     if isinstance(devices, Mesh):
         if set(devices.axis_names) != {CHAINS, DATA}:
             raise core.bad_value(
-                function, "devices", f"a mesh with axes {devices.axis_names}", f"axes ({CHAINS!r}, {DATA!r})",
+                function,
+                "devices",
+                f"a mesh with axes {devices.axis_names}",
+                f"axes ({CHAINS!r}, {DATA!r})",
                 "Make it with runtime.mesh(chains=..., data=...)",
             )
         if chains % devices.shape[CHAINS]:
@@ -69,7 +75,10 @@ def resolve_mesh(devices: Any, chains: int, function: str = "sample") -> Mesh:
         available = jax.devices()
         if jax.process_count() > 1 and chains % len(available):
             raise core.bad_value(
-                function, "chains", chains, f"a multiple of the {len(available)} devices of {jax.process_count()} processes"
+                function,
+                "chains",
+                chains,
+                f"a multiple of the {len(available)} devices of {jax.process_count()} processes",
             )
         number = max(n for n in range(1, len(available) + 1) if chains % n == 0)
         return mesh(chains=number, devices=available)
@@ -79,7 +88,9 @@ def resolve_mesh(devices: Any, chains: int, function: str = "sample") -> Mesh:
         return mesh(chains=devices)
     if isinstance(devices, (list, tuple)) and devices:
         return resolve_mesh(mesh(chains=len(devices), devices=devices), chains, function)
-    raise core.bad_type(function, "devices", devices, "None, a number of devices, a list of devices or runtime.mesh(...)")
+    raise core.bad_type(
+        function, "devices", devices, "None, a number of devices, a list of devices or runtime.mesh(...)"
+    )
 
 
 def place(tree: Any, mesh: Mesh, spec: Any) -> Any:
@@ -118,7 +129,10 @@ def data_specs(target: Any, mesh: Mesh, function: str = "sample") -> Any:
     if not divisible:
         got = f"{slices} devices along 'data' with observed arrays of leading length {sorted(lengths) or 'none'}"
         raise core.bad_value(
-            function, "devices", got, "a posterior whose observations divide into that many slices",
+            function,
+            "devices",
+            got,
+            "a posterior whose observations divide into that many slices",
             "Choose another number, pad the data, or use runtime.mesh(data=1)",
         )
 

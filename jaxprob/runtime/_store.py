@@ -221,5 +221,7 @@ def _disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
         code = errno.ENOSPC
     reason = os.strerror(code) if code != errno.EIO else " ".join(str(error).split())[:200]
     kept = "What was written before is safe" if rows is None else f"The first {rows} draws are safe"
-    line = core.message("sample", "out", f"{folder} ({reason})", "a folder that can be written", f"{kept}; make room and resume")
+    line = core.message(
+        "sample", "out", f"{folder} ({reason})", "a folder that can be written", f"{kept}; make room and resume"
+    )
     return OSError(code, line)

@@ -1,0 +1,317 @@
+"""What is compiled in a run: one program that takes a chunk of steps for all chains, on all devices.
+
+Each device runs its own chains (`vmap`) and never waits for another's while loops: the chain axis goes through
+`shard_map`, or `pmap`. The program takes the number of steps as an argument, so that a run of any length, its warm-up
+included, compiles it once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxprob import core, scan
+from jaxprob.analysis import online
+from jaxprob.runtime._mesh import CHAINS
+
+LOCAL = "local_chains"
+EXECUTORS = ("shard_map", "pmap")
+
+# The names under which stats are kept, for algorithms that call them something else (BlackJAX).
+_NAMES = {
+    "is_divergent": "diverging",
+    "num_integration_steps": "num_steps",
+    "num_trajectory_expansions": "tree_depth",
+    "logdensity": "log_density",
+}
+
+
+class Carry(NamedTuple):
+    """What a run carries from chunk to chunk, and all that a checkpoint holds.
+
+    Attributes:
+      state: the algorithm's state; leaves (chain, ...), but for the `shared` half of a `core.Shared`.
+      moments: online statistics of the draws kept; leaves (chain, ...).
+    """
+
+    state: Any
+    moments: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """The static part of a run. Two runs with equal programs and shapes share one compiled program.
+
+    Attributes:
+      build: `(target, axis_name) -> Algorithm`; called while tracing, with the target's leaves traced.
+      keep: `(target, position) -> dict of arrays` to be kept for one draw.
+      initial: `(target, key) -> position`, or None if positions are given.
+      mesh: devices.
+      capacity: the most rows of one chunk.
+      thinning: whether rows may be several steps apart.
+      executor: "shard_map" or "pmap".
+    """
+
+    build: Callable[[Any, Any], core.Algorithm]
+    keep: Callable[[Any, Any], dict[str, Any]]
+    initial: Callable[[Any, core.Key], Any] | None
+    mesh: Mesh
+    capacity: int
+    thinning: bool = False
+    executor: str = "shard_map"
+
+
+def start_key(chain_key: core.Key, attempt: Any) -> core.Key:
+    """The key from which a chain's start is drawn."""
+    return core.fold(chain_key, 0, attempt)
+
+
+def step_key(chain_key: core.Key, step: Any) -> core.Key:
+    """The key of one step of one chain: it depends on the global chain index and the step, and on nothing else."""
+    return core.fold(chain_key, 1, step)
+
+
+def _state_axes(state: Any) -> Any:
+    return core.Shared(0, None) if isinstance(state, core.Shared) else 0
+
+
+def state_specs(state: Any) -> Any:
+    """Partition specs of a state, as a prefix of its structure."""
+    return core.Shared(P(CHAINS), P()) if isinstance(state, core.Shared) else P(CHAINS)
+
+
+def _scalars(info: Any) -> dict[str, jax.Array]:
+    """The scalar leaves of an info, by the last part of their name; nothing position-sized is kept."""
+    named = {}
+    for name, leaf in core.named_leaves(info):
+        if jnp.ndim(leaf) == 0:
+            last = name.rsplit(".", 1)[-1]
+            named[_NAMES.get(last, last)] = jnp.asarray(leaf)
+    return named
+
+
+def _combine(old: dict[str, jax.Array], new: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Stats of a row of several steps: did any diverge, how much work in all, and otherwise the last step's."""
+
+    def one(name: str) -> jax.Array:
+        if new[name].dtype == jnp.bool_:
+            return old[name] | new[name]
+        return old[name] + new[name] if name == "num_steps" else new[name]
+
+    return {name: one(name) for name in new}
+
+
+def _strong(tree: Any) -> Any:
+    """The same arrays without weak types, so that a state made by `init` and one made by `step` look the same."""
+    return jax.tree.map(lambda x: x if core.is_key(x) else jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+def draw_vector(draw: Any) -> jax.Array:
+    """The floating quantities of one draw as one vector, in the order of their names."""
+    floats = {
+        name: leaf for name, leaf in core.named_leaves(draw) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    }
+    return core.ravel(floats)[0]
+
+
+def _init_local(
+    program: Program, target: Any, key: core.Key, indices: jax.Array, attempts: jax.Array, positions: Any
+) -> tuple[Carry, jax.Array, jax.Array]:
+    algorithm = program.build(target, (CHAINS, LOCAL))
+
+    def one(index: jax.Array, attempt: jax.Array, position: Any) -> Any:
+        key_start = start_key(core.fold(key, index), attempt)
+        if position is None:
+            assert program.initial is not None
+            position = program.initial(target, core.fold(key_start, 0))
+        state = _strong(algorithm.init(position, core.fold(key_start, 1)))
+        draw = program.keep(target, core.position_of(state))
+        finite = functools.reduce(
+            jnp.logical_and,
+            [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(_chain(state)) if _is_float(x)],
+            jnp.bool_(True),
+        )
+        return state, draw_vector(draw), finite, getattr(_chain(state), "log_density", jnp.zeros(()))
+
+    shape = jax.eval_shape(one, indices[0], attempts[0], jax.tree.map(lambda x: x[0], positions))[0]
+    states, vectors, finite, log_density = jax.vmap(
+        one, in_axes=(0, 0, 0), out_axes=(_state_axes(shape), 0, 0, 0), axis_name=LOCAL
+    )(indices, attempts, positions)
+    return Carry(states, jax.vmap(online.init)(vectors)), finite, log_density
+
+
+def _chain(state: Any) -> Any:
+    """The kernel's own state inside a state: the innermost one with a log density, where there is one."""
+    if isinstance(state, core.Shared):
+        return _chain(state.chain)
+    for field in getattr(state, "_fields", ()):
+        inner = getattr(state, field)
+        if field != "position" and hasattr(inner, "_fields") and hasattr(inner, "position"):
+            return _chain(inner)
+    return state
+
+
+def _is_float(x: Any) -> bool:
+    return not core.is_key(x) and jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def _chunk_local(
+    program: Program,
+    target: Any,
+    key: core.Key,
+    indices: jax.Array,
+    carry: Carry,
+    first: Any,
+    count: Any,
+    thin: Any,
+    record: Any,
+) -> tuple[Carry, dict[str, Any]]:
+    algorithm = program.build(target, (CHAINS, LOCAL))
+    chain_keys = jax.vmap(lambda index: core.fold(key, index))(indices)
+
+    def one(chain_key: core.Key, state: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        state, info = algorithm.step(step_key(chain_key, step), state)
+        return _strong(state), _scalars(info)
+
+    axes = _state_axes(carry.state)
+    every = jax.jit(jax.vmap(one, in_axes=(0, axes, None), out_axes=(axes, 0), axis_name=LOCAL))
+
+    def row(carry: Carry, index: jax.Array) -> tuple[Carry, dict[str, Any]]:
+        step = first + index * thin
+        if program.thinning:
+            empty = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(every, chain_keys, carry.state, step)[1]
+            )
+
+            def again(pair: Any, offset: jax.Array) -> Any:
+                state, stats = every(chain_keys, pair[0], step + offset)
+                return state, _combine(pair[1], stats)
+
+            state, stats = scan.repeat(again, (carry.state, empty), thin)
+        else:
+            state, stats = every(chain_keys, carry.state, step)
+        draws = jax.vmap(lambda position: program.keep(target, position))(core.position_of(state))
+        vectors = jax.vmap(draw_vector)(draws)
+        moments = jax.lax.cond(
+            record, lambda moments: jax.vmap(online.add)(moments, vectors), lambda moments: moments, carry.moments
+        )
+        rows = {f"posterior/{name}": leaf for name, leaf in core.named_leaves(draws)}
+        rows |= {f"sample_stats/{name}": leaf for name, leaf in stats.items()}
+        return Carry(state, moments), rows
+
+    return scan.bounded(row, carry, count, program.capacity)
+
+
+@functools.partial(jax.jit, static_argnames=("program",))
+def _init_sharded(program: Program, target: Any, key: Any, indices: Any, attempts: Any, positions: Any) -> Any:
+    local = functools.partial(_init_local, program)
+    # A state is a `Shared` or not: only building it tells, and the specs of the outputs depend on it.
+    algorithm_state = _state_shape(program, target, key, positions)
+    return jax.shard_map(
+        local,
+        mesh=program.mesh,
+        in_specs=(P(), P(), P(CHAINS), P(CHAINS), P(CHAINS)),
+        out_specs=(Carry(state_specs(algorithm_state), P(CHAINS)), P(CHAINS), P(CHAINS)),
+        axis_names={CHAINS},
+        check_vma=False,
+    )(target, key, indices, attempts, positions)
+
+
+def _state_shape(program: Program, target: Any, key: Any, positions: Any) -> Any:
+    def one(target: Any, key: Any, positions: Any) -> Any:
+        position = jax.tree.map(lambda x: x[0], positions)
+        if positions is None:
+            assert program.initial is not None
+            position = program.initial(target, core.fold(key, 0))
+        return program.build(target, None).init(position, core.fold(key, 1))
+
+    return jax.eval_shape(one, target, key, positions)
+
+
+@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("carry",))
+def _chunk_sharded(
+    program: Program, target: Any, key: Any, indices: Any, carry: Carry, first: Any, count: Any, thin: Any, record: Any
+) -> Any:
+    specs = Carry(state_specs(carry.state), P(CHAINS))
+    return jax.shard_map(
+        functools.partial(_chunk_local, program),
+        mesh=program.mesh,
+        in_specs=(P(), P(), P(CHAINS), specs, P(), P(), P(), P()),
+        out_specs=(specs, P(None, CHAINS)),
+        axis_names={CHAINS},
+        check_vma=False,
+    )(target, key, indices, carry, first, count, thin, record)
+
+
+@functools.lru_cache(maxsize=8)
+def _chunk_pmapped(program: Program, shared: bool) -> Any:
+    axes = Carry(core.Shared(0, None) if shared else 0, 0)
+    return jax.pmap(
+        functools.partial(_chunk_local, program),
+        axis_name=CHAINS,
+        in_axes=(None, None, 0, axes, None, None, None, None),
+        out_axes=(axes, 0),
+        devices=list(program.mesh.devices.flat),
+    )
+
+
+def init(
+    program: Program, target: Any, key: core.Key, indices: Any, attempts: Any, positions: Any
+) -> tuple[Carry, jax.Array, jax.Array]:
+    """Starts all chains.
+
+    Args:
+      indices: (chain,) global indices; attempts: (chain,) how often each start has been drawn before.
+      positions: pytree (chain, ...), or None to draw them with `program.initial`.
+
+    Returns:
+      the carry, (chain,) whether each chain's state is finite, and (chain,) its log density.
+    """
+    return _init_sharded(program, target, key, indices, attempts, positions)
+
+
+def chunk(
+    program: Program,
+    target: Any,
+    key: core.Key,
+    indices: Any,
+    carry: Carry,
+    first: int,
+    count: int,
+    thin: int,
+    record: bool,
+) -> tuple[Carry, dict[str, Any]]:
+    """Takes `count` rows of `thin` steps from step `first`; the carry that comes in is used up.
+
+    Returns:
+      the carry, and rows: dict of (capacity, chain, ...) of which the first `count` are meant.
+    """
+    numbers = (jnp.int32(first), jnp.int32(count), jnp.int32(thin), jnp.bool_(record))
+    if program.executor == "shard_map":
+        return _chunk_sharded(program, target, key, indices, carry, *numbers)
+    devices = program.mesh.devices.size
+    shared = isinstance(carry.state, core.Shared)
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
+
+    def join(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, *x.shape[2:])
+
+    def over_chains(function: Callable[[jax.Array], jax.Array], carry: Carry) -> Carry:
+        state = carry.state
+        mapped = (
+            core.Shared(jax.tree.map(function, state.chain), state.shared) if shared else jax.tree.map(function, state)
+        )
+        return Carry(mapped, jax.tree.map(function, carry.moments))
+
+    new, rows = _chunk_pmapped(program, shared)(target, key, split(indices), over_chains(split, carry), *numbers)
+    rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), rows)
+    return over_chains(join, new), rows

@@ -1,0 +1,404 @@
+"""The front door: sample a posterior or a log density, on every device, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxprob import core
+from jaxprob.runtime import _checkpoint, _directory, _predict, _program
+from jaxprob.runtime._job import Job, chain_indices
+from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
+from jaxprob.runtime._result import Result, load, open_store
+from jaxprob.runtime._store import DrawStore, MemoryStore
+from jaxprob.runtime._target import AsGiven, Keep, WithWarmup, as_target, describe_algorithm, keeping
+from jaxprob.runtime._until import Until
+
+WARMUP = 1000
+STARTS = 100  # how often a start is drawn again before giving up
+CHUNK_BYTES = 32 * 2**20
+
+
+def sample(
+    posterior: Any,
+    key: core.Key,
+    *,
+    initial: Any = None,
+    algorithm: Any = None,
+    chains: int = 4,
+    warmup: int | None = None,
+    draws: int = 1000,
+    thin: int = 1,
+    keep: Sequence[str] | None = None,
+    devices: Any = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Any = None,
+    until: Until | None = None,
+    checkpoint_every: float = 30.0,
+    executor: str = "shard_map",
+) -> Result:
+    """Draws from a posterior with Markov chains: warm-up, sampling, diagnostics, on every device.
+
+    Args:
+      posterior: a posterior (`program.condition(...)`), or a function `log_density(position) -> scalar` of an
+        unconstrained pytree, which needs `initial`.
+      key: random key. Chain `c` uses `fold_in(key, c)` and nothing else, so any number of devices gives the same draws.
+      initial: where to start: a position that all chains share, or a function `key -> position`, called for each
+        chain. A posterior finds its own starts, and also takes a dict of constrained values.
+      algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
+        in the warm-up; or a ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
+      chains: number of chains, over all devices.
+      warmup: steps of tuning that are not kept; 1,000 for a factory, 0 for a ready algorithm.
+      draws: draws kept of each chain (the most, if there is an `until`).
+      thin: steps for one draw kept.
+      keep: names to keep; None for all. Statistics are made online of what is kept.
+      devices: None for all local devices that divide the chains, a number, a list, or `runtime.mesh(chains=, data=)`.
+      out: a folder for draws, checkpoints, summary; None keeps the draws in memory.
+      resume: go on with the run in `out` if there is one; bit-identical to a run that was never interrupted. More
+        `draws` than at first extend it.
+      progress: `runtime.progress.terminal()`, any object like it, or None for silence.
+      until: a rule to stop earlier, such as `runtime.effective_sample_size(1000) | runtime.wall_clock("2h")`.
+      checkpoint_every: seconds between checkpoints, if there is an `out`.
+      executor: "shard_map", or "pmap" with the same results.
+
+    Returns:
+      `Result` with `draws`, `stats`, `summary()`, `diagnose()`, `to_datatree()`. A run that SIGTERM or SIGINT ended has
+      `status` "stopped" and can be resumed.
+
+    Raises:
+      ValueError, TypeError: for bad input, before anything is compiled or written.
+      OSError: if `out` cannot be written; what was written before stays readable.
+    """
+    run = _Plan(
+        as_target(posterior),
+        core.as_key(key, "sample"),
+        initial,
+        algorithm,
+        chains,
+        warmup,
+        draws,
+        thin,
+        devices,
+        executor,
+    )
+    keep_draw = keeping(run.target, keep, run.position_shape)
+    folder = None if out is None else Path(out).resolve()
+    going_on = folder is not None and _directory.check_new(folder, resume)
+    if resume and folder is None:
+        raise core.bad_value("sample", "out", None, "the folder of the run to resume", "Pass out=... with resume=True")
+    meta = run.meta(keep_draw)
+    if progress is not None and jax.process_index() != 0:
+        progress = None
+    with contextlib.ExitStack() as stack:
+        if progress is not None:
+            stack.callback(progress.close)
+            progress.start(run.plan(folder))
+            progress.phase("compiling")
+        if going_on:
+            assert folder is not None
+            if jax.process_index() == 0:
+                stack.enter_context(_directory.locked(folder))
+            old = _directory.read_meta(folder)
+            _directory.check_resumable(folder, old, meta)
+            if old["status"] == "finished" and draws <= old["draws"] and jax.process_count() == 1:
+                return _close(load(folder), progress)
+            meta |= {name: old[name] for name in ("capacity", "started", "times")}
+        job = run.job(keep_draw, meta["capacity"])
+        job.checkpoint_every, job.until, job.progress = checkpoint_every, until, progress
+        if going_on:
+            job.times = {**meta["times"], "compile": 0.0}
+            assert folder is not None
+            _restore(job, run, folder)
+        else:
+            run.start(job)
+        job.compile()
+        # From here on the run is known to start: only now is anything written.
+        store: DrawStore = MemoryStore()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not going_on and jax.process_index() == 0:
+                stack.enter_context(_directory.locked(folder))
+            store = open_store(folder, meta["capacity"], job.rows)
+            job.checkpoints = folder / _directory.CHECKPOINTS
+            _write_meta(folder, meta, status="running")
+        job.store = store
+        return _run(job, run, meta, folder)
+
+
+class _Plan:
+    """What a call of `sample` asks for, checked."""
+
+    def __init__(
+        self,
+        target: Any,
+        key: core.Key,
+        initial: Any,
+        algorithm: Any,
+        chains: int,
+        warmup: int | None,
+        draws: int,
+        thin: int,
+        devices: Any,
+        executor: str,
+    ) -> None:
+        from jaxprob.inference import mcmc
+
+        for name, value, least in (("chains", chains, 1), ("draws", draws, 0), ("thin", thin, 1)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise core.bad_value("sample", name, value, f"an integer of at least {least}")
+        if warmup is not None and (isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0):
+            raise core.bad_value("sample", "warmup", warmup, "an integer of at least 0")
+        if executor not in _program.EXECUTORS:
+            raise core.bad_value("sample", "executor", executor, f"one of {_program.EXECUTORS}")
+        self.target, self.key, self.chains, self.draws, self.thin = target, key, chains, draws, thin
+        self.executor = executor
+        self.mesh = resolve_mesh(devices, chains)
+        if executor == "pmap" and (self.mesh.shape[DATA] > 1 or jax.process_count() > 1):
+            raise core.bad_value("sample", "executor", executor, "'shard_map' with a data axis or several processes")
+        algorithm = mcmc.nuts if algorithm is None else algorithm
+        ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
+        if not ready and not callable(algorithm):
+            raise core.bad_type("sample", "algorithm", algorithm, "a factory such as mcmc.nuts, or an algorithm")
+        self.warmup = (0 if ready else WARMUP) if warmup is None else warmup
+        self.algorithm_name = describe_algorithm(algorithm)
+        self.build = AsGiven(algorithm) if ready else WithWarmup(algorithm, self.warmup)
+        self.positions = _positions(target, initial, key, chains)
+        if self.positions is None:
+            self.position_shape = jax.eval_shape(target.initial, key)
+        else:
+            self.position_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.positions)
+        specs = data_specs(target, self.mesh)
+        self.placed = place(target, self.mesh, specs)
+
+    def meta(self, keep: Keep) -> dict[str, Any]:
+        """The first `meta.json`."""
+        draw = jax.eval_shape(keep, self.target, self.position_shape)
+        self.structure = jax.tree.structure(draw)
+        leaves = [
+            {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+            for name, leaf in core.named_leaves(draw)
+        ]
+        # A row holds what is kept and a dozen stats; a chunk's buffer stays below CHUNK_BYTES on each device.
+        row = self.chains // self.mesh.shape[CHAINS] * 4 * (12 + sum(int(np.prod(x["shape"])) for x in leaves))
+        capacity = int(np.clip(CHUNK_BYTES // row, 1, max(min(self.draws, 1000), 1)))
+        return {
+            "format": _directory.FORMAT,
+            "status": "running",
+            "versions": _directory.versions(),
+            "seed": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "algorithm": self.algorithm_name,
+            "chains": self.chains,
+            "warmup": self.warmup,
+            "draws": self.draws,
+            "thin": self.thin,
+            "capacity": capacity,
+            "mesh": {
+                "chains": self.mesh.shape[CHAINS],
+                "data": self.mesh.shape[DATA],
+                "device": self.mesh.devices.flat[0].device_kind,
+                "processes": jax.process_count(),
+            },
+            "x64": bool(jax.config.jax_enable_x64),
+            "data": _directory.fingerprint(self.target),
+            "leaves": leaves,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "times": {"compile": 0.0, "warm-up": 0.0, "sampling": 0.0},
+        }
+
+    def plan(self, folder: Path | None) -> dict[str, Any]:
+        """What the progress object is told at the start."""
+        shape = self.mesh.shape
+        devices = f"{self.mesh.size} {self.mesh.devices.flat[0].platform} device{'s' * (self.mesh.size > 1)}"
+        if shape[DATA] > 1:
+            devices += f" ({shape[CHAINS]} for chains x {shape[DATA]} for data)"
+        return {
+            "chains": self.chains,
+            "warmup": self.warmup,
+            "draws": self.draws,
+            "devices": devices,
+            "algorithm": self.algorithm_name,
+            "out": None if folder is None else str(folder),
+        }
+
+    def job(self, keep: Keep, capacity: int) -> Job:
+        """The job, not started yet."""
+        program = _program.Program(
+            self.build,
+            keep,
+            None if self.positions is not None else _initial,
+            self.mesh,
+            capacity,
+            self.thin > 1,
+            self.executor,
+        )
+        indices = chain_indices(self.mesh, self.chains)
+        return Job(
+            program,
+            self.placed,
+            self.key,
+            _program.Carry(None, None),
+            indices,
+            self.warmup,
+            self.draws,
+            self.thin,
+            MemoryStore(),
+        )
+
+    def start(self, job: Job) -> None:
+        """Finds a start with a finite density for every chain.
+
+        Raises:
+          ValueError: if there is none, naming what is not finite.
+        """
+        began = time.perf_counter()
+        attempts = np.zeros(self.chains, np.int32)
+        positions = None if self.positions is None else place(self.positions, self.mesh, P(CHAINS))
+        for _ in range(STARTS if self.positions is None else 1):
+            placed = place(attempts, self.mesh, P(CHAINS))
+            carry, finite, log_density = _program.init(
+                job.program, self.placed, self.key, job.indices, placed, positions
+            )
+            finite, log_density = fetch((finite, log_density))
+            if finite.all():
+                job.carry = carry
+                job.times["compile"] += time.perf_counter() - began
+                return
+            attempts = attempts + ~finite
+        chain = int(np.flatnonzero(~finite)[0])
+        raise self._no_start(carry, chain, log_density[chain])
+
+    def _no_start(self, carry: _program.Carry, chain: int, log_density: Any) -> ValueError:
+        state = fetch(_program._chain(carry.state))
+        for name, leaf in core.named_leaves(core.position_of(state)):
+            if not np.isfinite(leaf[chain]).all():
+                return core.bad_value("sample", f"initial, {name!r},", _first_bad(leaf[chain]), "finite numbers")
+        if np.isfinite(log_density):
+            for name, leaf in core.named_leaves(getattr(state, "log_density_gradient", ())):
+                if not np.isfinite(leaf[chain]).all():
+                    return core.bad_value(
+                        "sample",
+                        "initial",
+                        f"a position where the gradient with respect to {name!r} has {_first_bad(leaf[chain])}",
+                        "a finite gradient",
+                        "Look for a sqrt, log or where whose derivative is infinite there",
+                    )
+        tried = "" if self.positions is not None else f" (chain {chain}, {STARTS} starts drawn)"
+        return core.bad_value(
+            "sample",
+            "initial",
+            f"a position with log density {log_density}{tried}",
+            "a finite log density",
+            "Pass another initial, or check the model at that point",
+        )
+
+
+def _first_bad(value: np.ndarray) -> str:
+    flat = np.ravel(value)
+    return str(flat[~np.isfinite(flat)][0])
+
+
+def _initial(target: Any, key: core.Key) -> Any:
+    return target.initial(key)
+
+
+def _positions(target: Any, initial: Any, key: core.Key, chains: int) -> Any:
+    """Positions (chain, ...) on the host, or None if the target draws its own."""
+    if initial is None:
+        if hasattr(target, "initial"):
+            return None
+        raise core.bad_value(
+            "sample",
+            "initial",
+            None,
+            "a position to start from",
+            "A bare log density has no shape of its own: pass initial=position, or initial=lambda key: position",
+        )
+    if callable(initial):
+        each = [initial(_program.start_key(core.fold(key, chain), 0)) for chain in range(chains)]
+    else:
+        each = [initial] * chains
+    if hasattr(target, "unconstrain"):
+        each = [target.unconstrain(values) for values in each]
+    if not jax.tree.leaves(each[0]):
+        raise core.bad_value("sample", "initial", initial, "a pytree with at least one array")
+    position = each[0]
+    core.ravel(position)  # names a leaf that is not floating point
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *map(_arrays, each))
+
+
+def _arrays(position: Any) -> Any:
+    return jax.tree.map(core.as_float, position)
+
+
+def _restore(job: Job, plan: _Plan, folder: Path) -> None:
+    """Puts a job where its newest readable checkpoint is; at its beginning if there is none yet."""
+    checkpoints = folder / _directory.CHECKPOINTS
+    if not _checkpoint.steps(checkpoints):
+        plan.start(job)
+        return
+    mesh = job.program.mesh
+    positions = plan.positions
+    shape = jax.eval_shape(
+        functools.partial(_program.init, job.program), plan.placed, plan.key, job.indices, job.indices, positions
+    )[0]
+    specs = _program.Carry(_program.state_specs(shape.state), P(CHAINS))
+    like = jax.tree.map(
+        lambda spec, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
+        ),
+        specs,
+        shape,
+        is_leaf=lambda x: isinstance(x, P),
+    )
+    job.step, job.carry, problems = _checkpoint.load_newest(checkpoints, like)
+    for problem in problems:
+        warnings.warn(f"{problem} Going on from step {job.step}.", stacklevel=3)
+
+
+def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Result:
+    if job.progress is not None:
+        job.progress.phase("warm-up" if job.step < job.warmup else "sampling")
+    try:
+        ended = job.go()
+    except BaseException as error:
+        if folder is not None:
+            # The run can be resumed; a disk that is full must not hide why it ended.
+            with contextlib.suppress(OSError):
+                _write_meta(folder, meta, status="failed", error=" ".join(str(error).split())[:500], times=job.times)
+        raise
+    status = "stopped" if ended.startswith("signal") else "finished"
+    result_meta = meta | {"status": status, "ended": ended, "times": job.times}
+    if folder is not None:
+        if status == "finished" and jax.process_index() == 0 and job.rows:
+            _predict.write_groups(job.store, plan.target, plan.key)
+        if ended.startswith("until"):
+            result_meta["draws"] = job.rows
+        _write_meta(folder, meta, **result_meta)
+    result = Result(job.store, result_meta, folder, plan.structure)
+    if folder is not None and status == "finished" and job.rows >= 4 and jax.process_index() == 0:
+        result.save_texts()
+    return _close(result, job.progress)
+
+
+def _close(result: Result, progress: Any) -> Result:
+    if progress is not None:
+        where = f" in {result.path}" if result.path else ""
+        progress.finish(f"{result.meta.get('ended', result.status)}: {result.meta['chains']} chains{where}")
+    return result
+
+
+def _write_meta(folder: Path, meta: dict[str, Any], **changes: Any) -> None:
+    if jax.process_index() == 0:
+        _directory.update_meta(folder, meta, **changes)
