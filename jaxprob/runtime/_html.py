@@ -134,11 +134,6 @@ def heading(text: str) -> str:
     return f"<h3>{escape(text)}</h3>"
 
 
-def heading(text: str) -> str:
-    """A heading inside a section."""
-    return f"<h3>{escape(text)}</h3>"
-
-
 def image(figure: Any, caption: str, alt: str) -> str:
     """A matplotlib figure as a picture inside the page, under its caption."""
     buffer = io.BytesIO()
