@@ -46,7 +46,9 @@ def sample(arguments: argparse.Namespace) -> int:
         progress=_progress(arguments) if first else None,
         until=_until(arguments.until),
     )
-    return _conclude(result) if first else _code(result)
+    if not first:
+        return _code(result)
+    return _conclude(result, "run the same command with --resume to go on")
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -64,7 +66,7 @@ def demo(arguments: argparse.Namespace) -> int:
     result = runtime.sample(
         posterior, jax.random.key(0), chains=4, warmup=1000, draws=1000, out=out, resume=resume, progress=progress
     )
-    return _conclude(result, _demo.figures)
+    return _conclude(result, "run it again to go on", _demo.figures)
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
@@ -128,14 +130,11 @@ def _start_processes(arguments: argparse.Namespace) -> None:
     else:
         wanted = _share(arguments.chains, _cores())
     if not arguments.distributed:
-        return show_devices(wanted)
-    import jax
+        show_devices(wanted)
+        return
+    from jaxprob import runtime
 
-    if arguments.coordinator is None:
-        jax.distributed.initialize()
-    else:
-        jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    return None
+    runtime.connect(*by_hand)
 
 
 def _until(rules: dict[str, str] | None) -> Any:
@@ -169,14 +168,15 @@ def _progress(arguments: argparse.Namespace) -> Any:
     return runtime.progress.terminal(live={"table": True, "lines": False}.get(arguments.progress))
 
 
-def _conclude(result: Any, figures: Any = None) -> int:
-    """Prints what the run is worth and where it is, and writes the report."""
+def _conclude(result: Any, again: str, figures: Any = None) -> int:
+    """Prints what the run is worth and where it is, and writes the report. `again`: how a stopped run goes on."""
     from jaxprob import runtime
 
     code = _code(result)
     if code == _errors.PREEMPTED:
-        where = f"; go on with it by --resume --out {result.path}" if result.path else ""
-        print(f"jaxprob: stopped by a signal; what was done is safe{where}", file=sys.stderr)
+        safe = f"what was done is safe in {_shortest(result.path)}" if result.path else "nothing is kept without --out"
+        again = f"; {again}" if result.path else ""
+        print(f"jaxprob: stopped by a signal; {safe}{again}.", file=sys.stderr)
         return code
     print(f"\n{_head(str(result.summary()))}\n\n{result.diagnose()}\n")
     if result.path is None:

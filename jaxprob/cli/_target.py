@@ -81,16 +81,15 @@ def _run(path: Path) -> ModuleType:
 
 
 def _listed(module: ModuleType) -> str:
-    own = [
+    """The names of a file that could be meant: posteriors, and its own functions."""
+    names = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and not isinstance(value, ModuleType)
-        and (hasattr(value, "log_density") or callable(value))
-        and getattr(value, "__module__", module.__name__) == module.__name__
+        and not isinstance(value, (type, ModuleType))
+        and (hasattr(value, "log_density") or (callable(value) and getattr(value, "__module__", "") == module.__name__))
     ]
-    others = [name for name, value in vars(module).items() if hasattr(value, "log_density") and name not in own]
-    return ", ".join(map(repr, others + own)) or "nothing that could be sampled"
+    return ", ".join(map(repr, names)) or "nothing that could be sampled"
 
 
 def _required(function: Any) -> list[str]:

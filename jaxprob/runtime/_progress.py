@@ -283,7 +283,8 @@ def _facts(status: Mapping[str, Any], left: float | None) -> list[str]:
     """Speed, time left and convergence, as far as they are known."""
     facts = []
     if status.get("draws_per_second"):
-        facts.append(f"{status['draws_per_second']:,.0f} draws/s")
+        what = "steps" if status.get("phase") == "warm-up" else "draws"
+        facts.append(f"{status['draws_per_second']:,.0f} {what}/s")
     if left is not None:
         facts.append(f"{_clock(left)} left")
     if status.get("r_hat_max") is not None:
