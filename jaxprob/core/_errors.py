@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -35,7 +36,7 @@ def _is_readable(value: Any) -> bool:
     """Whether the numbers are there to be read: not a random key, not donated, not on another process."""
     if not isinstance(value, jax.Array):
         return True
-    is_key = jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     return not is_key and not value.is_deleted() and value.is_fully_addressable
 
 

@@ -20,7 +20,7 @@ Key = jax.Array
 
 def is_key(value: Any) -> bool:
     """Whether `value` is a typed key array (`jax.random.key`), of any shape."""
-    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def as_key(key: Any, function: str = "as_key") -> Key:

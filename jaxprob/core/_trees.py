@@ -144,10 +144,10 @@ def check_same_structure(function: str, argument: str, got: Any, expected: Any, 
         raise bad_value(function, argument, f"without leaf {missing[0]!r}", f"leaves {expected_names}")
     if unknown := [name for name in got_names if name not in expected_names]:
         raise bad_value(function, argument, f"with unknown leaf {unknown[0]!r}", f"leaves {expected_names}")
-    if jax.tree.structure(got) != jax.tree.structure(expected):
-        raise bad_value(
-            function, argument, f"a pytree {jax.tree.structure(got)}", f"the structure {jax.tree.structure(expected)}"
-        )
+    structure: Any = jax.tree.structure(got)
+    expected_structure: Any = jax.tree.structure(expected)
+    if structure != expected_structure:
+        raise bad_value(function, argument, f"a pytree {structure}", f"the structure {expected_structure}")
     for (name, found), (_, leaf) in zip(got_leaves, expected_leaves, strict=True):
         want = (jnp.shape(leaf), jnp.result_type(leaf))
         have = (jnp.shape(found), jnp.result_type(found))
