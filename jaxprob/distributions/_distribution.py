@@ -76,22 +76,7 @@ class Distribution:
         Raises:
           ValueError: if the shape of `value` does not fit.
         """
-        value = jnp.asarray(value)
-        try:
-            full = np.broadcast_shapes(jnp.shape(value), self.shape)
-            fits = full[len(full) - len(self.event_shape) :] == self.event_shape and (
-                not self.event_shape or jnp.shape(value)[-len(self.event_shape) :] == self.event_shape
-            )
-        except ValueError:
-            fits = False
-        if not fits:
-            raise core.bad_value(
-                f"{type(self).__name__}.log_prob",
-                "value",
-                f"of shape {jnp.shape(value)}",
-                f"a shape that broadcasts with {self.shape}",
-            )
-        return self._log_prob(value)
+        return self._log_prob(self._fitting("log_prob", value))
 
     def mean(self) -> jax.Array:
         """Expectation, of shape `batch_shape + event_shape`."""
@@ -112,6 +97,28 @@ class Distribution:
     def entropy(self) -> jax.Array:
         """Differential or discrete entropy in nats, of shape `batch_shape`."""
         raise self._undefined("entropy")
+
+    def _fitting(self, method: str, value: Any) -> jax.Array:
+        """`value` as an array, if it is one whose shape ends in the event and broadcasts with the distribution's."""
+        event = self.event_shape
+        try:
+            value = jnp.asarray(value)
+        except (TypeError, ValueError):
+            name = f"{type(self).__name__}.{method}"
+            raise core.bad_type(name, "value", value, "a number or an array of them") from None
+        try:
+            np.broadcast_shapes(value.shape, self.shape)
+            fits = not event or value.shape[-len(event) :] == event
+        except ValueError:
+            fits = False
+        if not fits:
+            raise core.bad_value(
+                f"{type(self).__name__}.{method}",
+                "value",
+                f"of shape {value.shape}",
+                f"a shape that broadcasts with {self.shape}" + (f" and ends in {event}" if event else ""),
+            )
+        return value
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         raise NotImplementedError

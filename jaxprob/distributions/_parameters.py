@@ -120,6 +120,20 @@ def set_parameters(distribution: Any, **rules: Rule) -> None:
     check_shapes(name, **shapes)
 
 
+def check_order(function: str, low: Any, high: Any) -> None:
+    """Raises a `ValueError` if concrete `low` and `high` are not in increasing order everywhere."""
+    if not (is_concrete(low) and is_concrete(high)):
+        return
+    try:
+        ordered = np.asarray(low) < np.asarray(high)
+    except (TypeError, ValueError):
+        return  # Not numbers, or shapes that do not fit: `set_parameters` has the words for both.
+    if not ordered.all():
+        low, high = np.broadcast_arrays(low, high)
+        index = tuple(np.argwhere(~ordered)[0])
+        raise core.bad_value(function, "high", f"{high[index]}", f"numbers above low, here {low[index]}")
+
+
 def set_integers(distribution: Any, field: str, rule: Rule) -> None:
     """Converts a count parameter (number of trials) to an integer array in place and checks its concrete values.
 
@@ -136,19 +150,26 @@ def set_integers(distribution: Any, field: str, rule: Rule) -> None:
     object.__setattr__(distribution, field, array)
 
 
-def align(*values: Any) -> list[jax.Array]:
+def align(*values: Any, rank: int = 0) -> list[jax.Array]:
     """The values as arrays of one floating dtype and one rank, ready for elementwise arithmetic.
 
     Shapes get leading axes of length one where ranks differ (scalars are left alone), which is what broadcasting
     does silently and rank-promotion checks forbid. Integers take the dtype of the floating values beside them.
 
+    Args:
+      *values: arrays, NumPy arrays or Python numbers.
+      rank: the least rank to give to what is not a scalar.
+
     >>> [x.shape for x in align(jnp.ones((2, 3)), jnp.ones(3), 1.0)]
     [(2, 3), (1, 3), ()]
     """
     arrays = [value if isinstance(value, jax.Array) else jnp.asarray(value) for value in values]
-    dtype = core.result_dtype(arrays)
-    rank = max(array.ndim for array in arrays)
-    return [_expand(array if array.dtype == dtype else array.astype(dtype), rank) for array in arrays]
+    dtype = arrays[0].dtype
+    if any(array.dtype != dtype for array in arrays) or not jnp.issubdtype(dtype, jnp.floating):
+        dtype = core.result_dtype(arrays)
+        arrays = [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
+    rank = max(rank, *(array.ndim for array in arrays))
+    return [_expand(array, rank) for array in arrays]
 
 
 def _expand(array: jax.Array, rank: int) -> jax.Array:
