@@ -143,7 +143,7 @@ def pairs(draws: Mapping[str, np.ndarray], diverging: np.ndarray | None = None) 
     good = np.flatnonzero(~bad)
     good = good[:: max(1, len(good) // 3000)]
     limits = {name: _limits(values) for name, values in flat.items()}
-    figure, axes = _figure(size, size, (1.9 * size + 0.6, 1.75 * size + 0.3))
+    figure, axes = _figure(size, size, (1.75 * size + 0.6, 1.5 * size + 0.3))
     for row, y in enumerate(names):
         for column, x in enumerate(names):
             axis = axes[row][column]
@@ -267,9 +267,8 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """(chain, draw) ranks among all draws, ties shared."""
-    from scipy.stats import rankdata
-
-    return rankdata(values, method="average").reshape(values.shape)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse].reshape(values.shape)
 
 
 def _rank_edges(values: np.ndarray) -> np.ndarray:
@@ -279,11 +278,9 @@ def _rank_edges(values: np.ndarray) -> np.ndarray:
 
 def _rank_band(values: np.ndarray) -> tuple[float, float]:
     """Where 99 % of the bars lie, relative to their mean, if the draws are independent and the chains agree."""
-    from scipy.stats import binom
-
     bins, draws = len(_rank_edges(values)) - 1, values.shape[1]
-    low, high = binom.interval(0.99, draws, 1 / bins)
-    return float(low * bins / draws), float(high * bins / draws)
+    reach = 2.576 * np.sqrt((bins - 1) / draws)  # normal approximation of a binomial count, over its mean
+    return float(max(0.0, 1 - reach)), float(1 + reach)
 
 
 def _furthest(ranks: np.ndarray) -> np.ndarray:

@@ -135,14 +135,15 @@ def heading(text: str) -> str:
 
 
 def image(figure: Any, caption: str, alt: str) -> str:
-    """A matplotlib figure as a picture inside the page, under its caption."""
+    """A matplotlib figure as a picture inside the page, under its caption; one 10 inches wide fills the page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
-    return picture(buffer.getvalue(), caption, alt)
+    return picture(buffer.getvalue(), caption, alt, figure.get_figwidth() / 10)
 
 
-def picture(png: bytes, caption: str = "", alt: str = "") -> str:
-    """A PNG file inside the page, under its caption."""
+def picture(png: bytes, caption: str = "", alt: str = "", width: float = 1.0) -> str:
+    """A PNG file inside the page, under its caption. `width`: share of the page's width."""
     data = base64.b64encode(png).decode("ascii")
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure>{text}<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></figure>'
+    style = f"width: {min(width, 1.0):.0%}"
+    return f'<figure>{text}<img alt="{escape(alt)}" style="{style}" src="data:image/png;base64,{data}"></figure>'

@@ -47,11 +47,12 @@ class _Quantity(NamedTuple):
         return float(np.nan_to_num((r_hat - 1) / 0.01) + np.nan_to_num(400 / max(ess, 1e-9)))
 
 
-def report(path: str | Path, *, figures: Mapping[str, Any] | None = None) -> Path:
+def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` into a run directory: one file with all its figures, which needs no network.
 
     Args:
-      path: the run directory (what was passed to `sample` as `out`); the run may still be going on.
+      run: the run directory (what was passed to `sample` as `out`), or the result of a run that has one. The run may
+        still be going on.
       figures: matplotlib figures by title, shown after the verdict. They are kept in the run directory, as
         `figures/*.png`, and are part of later reports too.
 
@@ -59,23 +60,25 @@ def report(path: str | Path, *, figures: Mapping[str, Any] | None = None) -> Pat
       the path of the file.
 
     Raises:
-      ValueError: if `path` is not a run directory, or has no draws yet.
+      ValueError: if `run` has no directory, is not a run directory, or has fewer than 4 draws of each chain.
       ImportError: without matplotlib (the `plots` extra).
     """
     _figures.require_matplotlib("report")
-    result = load(path)
-    folder = Path(path).resolve()
+    result = run if isinstance(run, Result) else load(run)
+    if result.path is None:
+        raise core.bad_value("report", "run", "a result in memory", "one with a directory", "Sample with out=...")
+    folder = result.path
     arrays = array_paths(folder / _directory.DRAWS)
-    rows = max((_rows(folder, name) for name in arrays if name.startswith("posterior/")), default=0)
+    rows = max((_shape(folder, name)[1] for name in arrays if name.startswith("posterior/")), default=0)
     if rows < 4:
-        raise core.bad_value("report", "path", f"{path} with {rows} draws", "a run with at least 4 draws of each chain")
+        raise core.bad_value("report", "run", f"{folder} with {rows} draws", "at least 4 draws of each chain")
     _keep_figures(folder, figures or {})
     quantities = _quantities(result)
     with _figures.style():
         sections = [
             _html.Section("Figures of this model", *_kept_figures(folder)),
-            _summary(quantities),
-            _mixing(folder, arrays, quantities, rows),
+            _summary(quantities, result.summary().probability),
+            _mixing(folder, arrays, quantities),
             _sampler(folder, arrays),
             _predictive(folder, arrays),
             _configuration(result, folder, rows),
@@ -85,6 +88,7 @@ def report(path: str | Path, *, figures: Mapping[str, Any] | None = None) -> Pat
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     foot = f"Made by jaxprob {meta['versions'].get('jaxprob', '')} on {made} from {folder}"
     text = _html.page(folder.name, lead, _verdict(result, rows), sections, foot)
+    # In one step, so that whoever reads it sees the old report or the new one, whole.
     partial = folder / ".report.html.partial"
     partial.write_text(text, encoding="utf-8")
     partial.replace(folder / "report.html")
@@ -111,51 +115,56 @@ def _verdict(result: Result, rows: int) -> str:
 
 
 def _quantities(result: Result) -> list[_Quantity]:
-    return []
+    found = []
+    for name, values in result.summary().to_dict().items():
+        variable, _, inside = name.partition("[")
+        index = tuple(int(part) for part in inside.rstrip("]").split(",")) if inside else ()
+        numbers = {column: np.nan if value is None else value for column, value in values.items()}
+        found.append(_Quantity(name, variable, index, numbers))
+    return found
 
 
-def _summary(quantities: Sequence[_Quantity]) -> _html.Section:
+def _summary(quantities: Sequence[_Quantity], probability: float) -> _html.Section:
     """The short table: every variable, of a long one the elements that mixed worst; and all of it, folded away."""
-    columns = [name for name in quantities[0].values] if quantities else []
+    low, high = (f"eti {50 * (1 + sign * probability):.3g}%" for sign in (-1, 1))
+    columns = ["", "mean", "sd", low, high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
     groups: dict[str, list[_Quantity]] = {}
     for quantity in quantities:
         groups.setdefault(quantity.variable, []).append(quantity)
     short: list[Sequence[Any]] = []
     for variable, members in groups.items():
-        shown = members
-        if len(members) > _ELEMENTS:
-            worst = sorted(members, key=lambda q: -q.badness)[:3]
-            shown = [quantity for quantity in members if quantity in worst]
-        short += [_row(quantity) for quantity in shown]
-        if len(shown) < len(members):
-            short.append(
-                [f"{variable}: {len(members) - len(shown):,} more, which mixed better{_range(members, shown)}"]
-            )
+        worst = sorted(members, key=lambda q: -q.badness)[: len(members) if len(members) <= _ELEMENTS else 3]
+        short += [_row(quantity) for quantity in members if quantity in worst]
+        if rest := [quantity for quantity in members if quantity not in worst]:
+            ess = min(min(q.values["ess_bulk"], q.values["ess_tail"]) for q in rest)
+            r_hat = max(q.values["r_hat"] for q in rest)
+            note = f"{len(rest):,} more of {variable}, which mixed better: ess from {ess:,.0f}, r_hat up to {r_hat:.3f}"
+            short.append([note])
     parts = [
         _html.paragraph(
-            "Mean, standard deviation and interval of each quantity; how many independent draws its bulk and its "
-            "tails are worth (ess, at least 400 wanted), how well the chains agree (r_hat, at most 1.01), and the "
-            "Monte Carlo error of the mean (mcse)."
+            f"Mean, standard deviation and {probability:.0%} interval (eti) of each quantity; how many independent "
+            "draws its bulk and its tails are worth (ess, at least 400 wanted), how well the chains agree (r_hat, at "
+            "most 1.01), and the Monte Carlo error of the mean (mcse)."
         ),
-        _html.table(["", *map(_column, columns)], short),
+        _html.table(columns, short),
     ]
     if len(short) < len(quantities):
         every = quantities
         note = f"All {len(quantities):,} quantities"
         if len(every) > _ROWS:
             every = sorted(quantities, key=lambda q: -q.badness)[:_ROWS]
-            note = f"The {_ROWS} of {len(quantities):,} quantities that mixed worst"
-        parts.append(_html.details(note, _html.table(["", *map(_column, columns)], [_row(q) for q in every])))
+            note = f"The {_ROWS} of {len(quantities):,} quantities that mixed worst; summary.json has all"
+        parts.append(_html.details(note, _html.table(columns, [_row(q) for q in every])))
     return _html.Section("Summary", *parts)
 
 
-def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity], rows: int) -> _html.Section:
+def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity]) -> _html.Section:
     section = _html.Section("Mixing of the chains")
     chosen = _worst(quantities, _TRACES, 3)
     if not chosen:
         return section
     paired = _worst(quantities, _PAIRS, 1)
-    chains = _chains(folder, arrays)
+    chains, rows = _shape(folder, f"posterior/{chosen[0].variable}")[:2]
     stride = max(1, -(-chains * rows // _VALUES))
     draws = _read(folder, list({q.name: q for q in (*chosen, *paired)}.values()), stride)
     length = next(iter(draws.values())).shape[1]
@@ -321,13 +330,8 @@ def _open(folder: Path, name: str) -> Any:
     return tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True, read=True).result()
 
 
-def _rows(folder: Path, name: str) -> int:
-    return int(json.loads((folder / _directory.DRAWS / name / "zarr.json").read_text())["shape"][1])
-
-
-def _chains(folder: Path, arrays: Sequence[str]) -> int:
-    name = next(name for name in arrays if name.startswith("posterior/"))
-    return int(json.loads((folder / _directory.DRAWS / name / "zarr.json").read_text())["shape"][0])
+def _shape(folder: Path, name: str) -> tuple[int, ...]:
+    return tuple(json.loads((folder / _directory.DRAWS / name / "zarr.json").read_text())["shape"])
 
 
 def _stat(folder: Path, arrays: Sequence[str], name: str) -> np.ndarray | None:
@@ -353,30 +357,17 @@ def _kept_figures(folder: Path) -> list[str]:
     ]
 
 
-def _column(name: str) -> str:
-    return name.replace("_", " ") if name.startswith("ess") else name
-
-
 def _row(quantity: _Quantity) -> list[Any]:
+    """Numbers with as many decimals as show three digits of the sd; what is out of bounds in colour."""
+    values = quantity.values
+    sd = values["sd"]
+    decimals = max(0, 2 - int(np.floor(np.log10(sd)))) if 0 < sd < np.inf else 3
     cells: list[Any] = [quantity.name]
-    for name, value in quantity.values.items():
-        kind = ""
-        if name == "r_hat":
-            text = f"{value:.3f}"
-            kind = "bad" if value > 1.05 else "warn" if value > 1.01 else ""
-        elif name.startswith("ess"):
-            text = f"{value:,.0f}"
-            kind = "bad" if value < 100 else "warn" if value < 400 else ""
-        else:
-            text = f"{value:.2g}" if name.startswith("mcse") else f"{value:.4g}"
-        cells.append((text, kind))
-    return cells
-
-
-def _range(members: Sequence[_Quantity], shown: Sequence[_Quantity]) -> str:
-    rest = [q.values for q in members if q not in shown]
-    try:
-        ess = min(min(v["ess_bulk"], v["ess_tail"]) for v in rest)
-        return f" (ess from {ess:,.0f}, r_hat up to {max(v['r_hat'] for v in rest):.3f})"
-    except KeyError:
-        return ""
+    for name in ("mean", "sd", "eti_lo", "eti_hi"):
+        plain = decimals <= 6 and abs(values[name]) < 1e8
+        cells.append(f"{values[name]:.{decimals}f}" if plain else f"{values[name]:.4g}")
+    for name in ("ess_bulk", "ess_tail"):
+        cells.append((f"{values[name]:,.0f}", "bad" if values[name] < 100 else "warn" if values[name] < 400 else ""))
+    r_hat = values["r_hat"]
+    cells.append((f"{r_hat:.3f}", "bad" if r_hat > 1.05 else "warn" if r_hat > 1.01 else ""))
+    return [*cells, f"{values['mcse_mean']:.2g}"]

@@ -1,4 +1,4 @@
-"""What the commands ask of the runtime, what they say, and their exit codes; the runtime itself is played by a double."""
+"""What the commands ask of the runtime (played by a double), what they say, and their exit codes."""
 
 import json
 import os
