@@ -332,7 +332,7 @@ class Boolean(_Discrete):
 
     def contains(self, x: Any) -> jax.Array:
         x = jnp.asarray(x)
-        return x if x.dtype == bool else (x == 0) | (x == 1)
+        return jnp.ones_like(x) if x.dtype == bool else (x == 0) | (x == 1)
 
 
 @core.pytree
