@@ -19,6 +19,16 @@ from jaxprob.core._keys import as_key as as_key
 from jaxprob.core._keys import chain_keys as chain_keys
 from jaxprob.core._keys import fold as fold
 from jaxprob.core._keys import is_key as is_key
+from jaxprob.core._linalg import cholesky as cholesky
+from jaxprob.core._linalg import cholesky_solve as cholesky_solve
+from jaxprob.core._linalg import log_determinant as log_determinant
+from jaxprob.core._linalg import matmul as matmul
+from jaxprob.core._linalg import matvec as matvec
+from jaxprob.core._linalg import quadratic_form as quadratic_form
+from jaxprob.core._linalg import solve_triangular as solve_triangular
+from jaxprob.core._linalg import symmetrize as symmetrize
+from jaxprob.core._log_sums import logaddexp as logaddexp
+from jaxprob.core._log_sums import logsumexp as logsumexp
 from jaxprob.core._pytree import pytree as pytree
 from jaxprob.core._pytree import static as static
 from jaxprob.core._scalars import expm1_over_x as expm1_over_x
@@ -26,9 +36,7 @@ from jaxprob.core._scalars import inverse_softplus as inverse_softplus
 from jaxprob.core._scalars import log1mexp as log1mexp
 from jaxprob.core._scalars import log_binomial_coefficient as log_binomial_coefficient
 from jaxprob.core._scalars import log_sigmoid as log_sigmoid
-from jaxprob.core._scalars import logaddexp as logaddexp
 from jaxprob.core._scalars import logit as logit
-from jaxprob.core._scalars import logsumexp as logsumexp
 from jaxprob.core._scalars import safe_log as safe_log
 from jaxprob.core._scalars import safe_sqrt as safe_sqrt
 from jaxprob.core._scalars import sigmoid as sigmoid
@@ -44,3 +52,8 @@ from jaxprob.core._trees import named_leaves as named_leaves
 from jaxprob.core._trees import norm as norm
 from jaxprob.core._trees import ravel as ravel
 from jaxprob.core._trees import size as size
+from jaxprob.core._tria import cholesky_update as cholesky_update
+from jaxprob.core._tria import tria as tria
+from jaxprob.core._woodbury import woodbury_log_determinant as woodbury_log_determinant
+from jaxprob.core._woodbury import woodbury_quadratic_form as woodbury_quadratic_form
+from jaxprob.core._woodbury import woodbury_solve as woodbury_solve
