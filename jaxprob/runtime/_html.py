@@ -26,8 +26,9 @@ nav a:hover { text-decoration: underline; }
 .verdict { border-left: 7px solid var(--tone); background: color-mix(in srgb, var(--tone) 7%, white);
   padding: 14px 20px 12px; border-radius: 4px; }
 .verdict strong { font-size: 18px; color: var(--tone); }
-.verdict ul { margin: 8px 0 4px; padding-left: 20px; }
-.verdict li { margin: 6px 0; }
+.verdict p { margin: 4px 0; max-width: 96ch; }
+.verdict ol { margin: 10px 0 4px; padding-left: 22px; }
+.verdict li { margin: 0 0 12px; } .verdict li p { margin: 2px 0; }
 .green { --tone: var(--good); } .amber { --tone: var(--warn); } .red { --tone: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin: 8px 0 12px; }
@@ -86,11 +87,19 @@ def page(title: str, lead: str, top: str, sections: Sequence[Section], foot: str
     )
 
 
-def verdict(tone: str, headline: str, points: Iterable[str]) -> str:
-    """The coloured box at the top. `tone`: green, amber or red; `points`: plain text."""
-    items = "".join(f"<li>{escape(point)}</li>" for point in points)
-    items = f"<ul>{items}</ul>" if items else ""
-    return f'<div class="verdict {tone}"><strong>{escape(headline)}</strong>{items}</div>'
+def verdict(tone: str, headline: str, lead: Iterable[str], findings: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """The coloured box at the top.
+
+    Args:
+      tone: green, amber or red.
+      headline: plain text, as is all the rest.
+      lead: paragraphs under the headline.
+      findings: title and paragraphs of each.
+    """
+    top = "".join(paragraph(text) for text in lead if text)
+    items = "".join(f"<li><b>{escape(title)}.</b>{''.join(map(paragraph, texts))}</li>" for title, texts in findings)
+    items = f"<ol>{items}</ol>" if items else ""
+    return f'<div class="verdict {tone}"><strong>{escape(headline)}</strong>{top}{items}</div>'
 
 
 def paragraph(text: str) -> str:

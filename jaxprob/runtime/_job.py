@@ -40,7 +40,7 @@ class Job:
       indices: (chain,) global chain indices, on the mesh.
       warmup: steps whose draws are not kept; draws: rows to keep; thin: steps between rows.
       step: steps done so far.
-      store: where rows go.
+      store: where rows go; None in a process that leaves the writing to another.
       checkpoints: folder for checkpoints, or None; checkpoint_every: seconds between two of them.
       until: a rule that ends the run before `draws` rows are there.
       progress: whom to tell; None for nobody.
@@ -54,7 +54,7 @@ class Job:
     warmup: int
     draws: int
     thin: int
-    store: DrawStore
+    store: DrawStore | None
     step: int = 0
     checkpoints: Path | None = None
     checkpoint_every: float = 30.0
@@ -100,7 +100,7 @@ class Job:
                 self.times["warm-up" if warm else "sampling"] += seconds
                 rate = count / max(seconds, 1e-6)
                 self.step += count if warm else count * self.thin
-                if not warm and jax.process_index() == 0:
+                if not warm and self.store is not None:
                     self.store.append(host)
                 self.tally.add(host, warm)
                 status = self._status(time.monotonic() - began)
@@ -123,7 +123,7 @@ class Job:
 
     def checkpoint(self) -> None:
         """Makes everything up to this step safe: rows first, then the state that goes on from them."""
-        if jax.process_index() == 0:
+        if self.store is not None:
             self.store.flush()
         if self.checkpoints is not None and self.step not in _checkpoint.steps(self.checkpoints):
             _checkpoint.save(self.checkpoints, self.step, self.carry)

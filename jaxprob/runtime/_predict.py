@@ -29,7 +29,7 @@ def write_groups(store: Any, target: Any, key: core.Key) -> None:
     draws = {
         path.removeprefix("posterior/"): store.read(path) for path in store.paths() if path.startswith("posterior/")
     }
-    if not set(getattr(target, "latent_names", ())) <= set(draws):
+    if not set(getattr(target, "names", ())) <= set(draws):
         return  # some names were not kept: there is nothing to predict from
     rows = next(iter(draws.values())).shape[1]
     few = {name: value[:, :: max(rows // PREDICTED_DRAWS, 1)] for name, value in draws.items()}

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprob import core, scan
@@ -82,9 +83,13 @@ def _state_axes(state: Any) -> Any:
     return core.Shared(0, None) if isinstance(state, core.Shared) else 0
 
 
-def state_specs(state: Any) -> Any:
-    """Partition specs of a state, as a prefix of its structure."""
-    return core.Shared(P(CHAINS), P()) if isinstance(state, core.Shared) else P(CHAINS)
+def carry_specs(carry: Carry) -> Carry:
+    """Partition specs of a carry, a prefix of its structure.
+
+    Counters of the online statistics are the same everywhere; their arrays have the chains first.
+    """
+    moments = jax.tree.map(lambda x: P(CHAINS) if x.ndim else P(), carry.moments)
+    return Carry(core.Shared(P(CHAINS), P()) if isinstance(carry.state, core.Shared) else P(CHAINS), moments)
 
 
 def _scalars(info: Any) -> dict[str, jax.Array]:
@@ -123,7 +128,7 @@ def draw_vector(draw: Any) -> jax.Array:
 
 def _init_local(
     program: Program, target: Any, key: core.Key, indices: jax.Array, attempts: jax.Array, positions: Any
-) -> tuple[Carry, jax.Array, jax.Array]:
+) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     algorithm = program.build(target, (CHAINS, LOCAL))
 
     def one(index: jax.Array, attempt: jax.Array, position: Any) -> Any:
@@ -141,10 +146,9 @@ def _init_local(
         return state, draw_vector(draw), finite, getattr(_chain(state), "log_density", jnp.zeros(()))
 
     shape = jax.eval_shape(one, indices[0], attempts[0], jax.tree.map(lambda x: x[0], positions))[0]
-    states, vectors, finite, log_density = jax.vmap(
-        one, in_axes=(0, 0, 0), out_axes=(_state_axes(shape), 0, 0, 0), axis_name=LOCAL
-    )(indices, attempts, positions)
-    return Carry(states, jax.vmap(online.init)(vectors)), finite, log_density
+    return jax.vmap(one, in_axes=(0, 0, 0), out_axes=(_state_axes(shape), 0, 0, 0), axis_name=LOCAL)(
+        indices, attempts, positions
+    )
 
 
 def _chain(state: Any) -> Any:
@@ -200,7 +204,7 @@ def _chunk_local(
         draws = jax.vmap(lambda position: program.keep(target, position))(core.position_of(state))
         vectors = jax.vmap(draw_vector)(draws)
         moments = jax.lax.cond(
-            record, lambda moments: jax.vmap(online.add)(moments, vectors), lambda moments: moments, carry.moments
+            record, lambda moments: online.add(moments, vectors), lambda moments: moments, carry.moments
         )
         rows = {f"posterior/{name}": leaf for name, leaf in core.named_leaves(draws)}
         rows |= {f"sample_stats/{name}": leaf for name, leaf in stats.items()}
@@ -211,17 +215,29 @@ def _chunk_local(
 
 @functools.partial(jax.jit, static_argnames=("program",))
 def _init_sharded(program: Program, target: Any, key: Any, indices: Any, attempts: Any, positions: Any) -> Any:
-    local = functools.partial(_init_local, program)
-    # A state is a `Shared` or not: only building it tells, and the specs of the outputs depend on it.
-    algorithm_state = _state_shape(program, target, key, positions)
-    return jax.shard_map(
-        local,
+    # Whether a state is a `Shared` shows when it is built, and the specs of what comes out depend on it.
+    shared = isinstance(_state_shape(program, target, key, positions), core.Shared)
+    state_spec: Any = core.Shared(P(CHAINS), P()) if shared else P(CHAINS)
+    state, vectors, finite, log_density = jax.shard_map(
+        functools.partial(_init_local, program),
         mesh=program.mesh,
         in_specs=(P(), P(), P(CHAINS), P(CHAINS), P(CHAINS)),
-        out_specs=(Carry(state_specs(algorithm_state), P(CHAINS)), P(CHAINS), P(CHAINS)),
+        out_specs=(state_spec, P(CHAINS), P(CHAINS), P(CHAINS)),
         axis_names={CHAINS},
         check_vma=False,
     )(target, key, indices, attempts, positions)
+    carry = Carry(state, online.init(vectors))
+    return constrain(carry, program.mesh), finite, log_density
+
+
+def constrain(carry: Carry, mesh: Mesh) -> Carry:
+    """Asks, inside a jit, that a carry lie on the mesh as the chunk expects it."""
+    return jax.tree.map(
+        lambda spec, part: jax.lax.with_sharding_constraint(part, NamedSharding(mesh, spec)),
+        carry_specs(carry),
+        carry,
+        is_leaf=lambda x: isinstance(x, P),
+    )
 
 
 def _state_shape(program: Program, target: Any, key: Any, positions: Any) -> Any:
@@ -239,7 +255,7 @@ def _state_shape(program: Program, target: Any, key: Any, positions: Any) -> Any
 def _chunk_sharded(
     program: Program, target: Any, key: Any, indices: Any, carry: Carry, first: Any, count: Any, thin: Any, record: Any
 ) -> Any:
-    specs = Carry(state_specs(carry.state), P(CHAINS))
+    specs = carry_specs(carry)
     return jax.shard_map(
         functools.partial(_chunk_local, program),
         mesh=program.mesh,
@@ -251,13 +267,13 @@ def _chunk_sharded(
 
 
 @functools.lru_cache(maxsize=8)
-def _chunk_pmapped(program: Program, shared: bool) -> Any:
-    axes = Carry(core.Shared(0, None) if shared else 0, 0)
+def _chunk_pmapped(program: Program, structure: Any, axes: tuple[int | None, ...]) -> Any:
+    carry_axes = jax.tree.unflatten(structure, axes)
     return jax.pmap(
         functools.partial(_chunk_local, program),
         axis_name=CHAINS,
-        in_axes=(None, None, 0, axes, None, None, None, None),
-        out_axes=(axes, 0),
+        in_axes=(None, None, 0, carry_axes, None, None, None, None),
+        out_axes=(carry_axes, 0),
         devices=list(program.mesh.devices.flat),
     )
 
@@ -293,25 +309,27 @@ def chunk(
     Returns:
       the carry, and rows: dict of (capacity, chain, ...) of which the first `count` are meant.
     """
-    numbers = (jnp.int32(first), jnp.int32(count), jnp.int32(thin), jnp.bool_(record))
+    numbers = (np.int32(first), np.int32(count), np.int32(thin), np.bool_(record))
     if program.executor == "shard_map":
         return _chunk_sharded(program, target, key, indices, carry, *numbers)
     devices = program.mesh.devices.size
     shared = isinstance(carry.state, core.Shared)
+    chain_leaf = jax.tree.map(lambda x: bool(x.ndim), carry)
+    if shared:
+        nobody = jax.tree.map(lambda _: False, carry.state.shared)
+        chain_leaf = chain_leaf._replace(state=core.Shared(chain_leaf.state.chain, nobody))
 
-    def split(x: jax.Array) -> jax.Array:
+    def split(x: Any) -> Any:
         return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
-    def join(x: jax.Array) -> jax.Array:
+    def join(x: Any) -> Any:
         return x.reshape(-1, *x.shape[2:])
 
-    def over_chains(function: Callable[[jax.Array], jax.Array], carry: Carry) -> Carry:
-        state = carry.state
-        mapped = (
-            core.Shared(jax.tree.map(function, state.chain), state.shared) if shared else jax.tree.map(function, state)
-        )
-        return Carry(mapped, jax.tree.map(function, carry.moments))
+    def over_chains(function: Callable[[Any], Any], carry: Carry) -> Carry:
+        return jax.tree.map(lambda has, x: function(x) if has else x, chain_leaf, carry)
 
-    new, rows = _chunk_pmapped(program, shared)(target, key, split(indices), over_chains(split, carry), *numbers)
+    leaves, structure = jax.tree.flatten(chain_leaf)
+    mapped = _chunk_pmapped(program, structure, tuple(0 if has else None for has in leaves))
+    new, rows = mapped(target, key, split(indices), over_chains(split, carry), *numbers)
     rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), rows)
     return over_chains(join, new), rows

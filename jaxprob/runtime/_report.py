@@ -77,7 +77,7 @@ def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None
     with _figures.style():
         sections = [
             _html.Section("Figures of this model", *_kept_figures(folder)),
-            _summary(quantities, result.summary().probability),
+            _summary(quantities, result.summary()),
             _mixing(folder, arrays, quantities),
             _sampler(folder, arrays),
             _predictive(folder, arrays),
@@ -96,22 +96,28 @@ def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None
 
 
 def _verdict(result: Result, rows: int) -> str:
-    diagnosis = result.diagnose()
-    points = [str(finding) for finding in diagnosis.findings]
-    meta = result.meta
-    tone, headline = (
-        ("green", "No problem found: these draws can be used.")
-        if diagnosis.ok
-        else ("red", "Do not trust these draws yet.")
+    """Green: nothing found; amber: notes only, or not finished; red: a problem."""
+    diagnosis, meta = result.diagnose(), result.meta
+    finished = meta["status"] == "finished"
+    if not diagnosis.ok:
+        tone, headline = "red", "Do not rely on these draws yet."
+    elif not finished:
+        tone, headline = "amber", "No problem found so far."
+    elif diagnosis.findings:
+        tone, headline = "amber", "No problem found; there is something to know."
+    else:
+        tone, headline = "green", "No problem found: these draws can be used."
+    lead = (
+        []
+        if finished
+        else [
+            f"The run is not finished ({meta['status']}): {rows:,} of {meta['draws']:,} draws of each chain are there."
+        ]
     )
-    if meta["status"] != "finished":
-        points.insert(
-            0,
-            f"The run is not finished ({meta['status']}): {rows:,} of {meta['draws']:,} draws of each chain are there.",
-        )
-        tone = "amber" if tone == "green" else tone
-        headline = "No problem found so far." if diagnosis.ok else headline
-    return _html.verdict(tone, headline, points)
+    if diagnosis.ok:
+        lead.append(diagnosis.worst_numbers)
+    findings = [(found.name, [found.what, found.meaning, f"Try: {found.try_}"]) for found in diagnosis.findings]
+    return _html.verdict(tone, headline, lead, findings)
 
 
 def _quantities(result: Result) -> list[_Quantity]:
@@ -124,8 +130,9 @@ def _quantities(result: Result) -> list[_Quantity]:
     return found
 
 
-def _summary(quantities: Sequence[_Quantity], probability: float) -> _html.Section:
+def _summary(quantities: Sequence[_Quantity], table: analysis.Summary) -> _html.Section:
     """The short table: every variable, of a long one the elements that mixed worst; and all of it, folded away."""
+    probability, wanted = table.probability, 100 * min(table.chains, 16)
     low, high = (f"eti {50 * (1 + sign * probability):.3g}%" for sign in (-1, 1))
     columns = ["", "mean", "sd", low, high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
     groups: dict[str, list[_Quantity]] = {}
@@ -134,7 +141,7 @@ def _summary(quantities: Sequence[_Quantity], probability: float) -> _html.Secti
     short: list[Sequence[Any]] = []
     for variable, members in groups.items():
         worst = sorted(members, key=lambda q: -q.badness)[: len(members) if len(members) <= _ELEMENTS else 3]
-        short += [_row(quantity) for quantity in members if quantity in worst]
+        short += [_row(quantity, wanted) for quantity in members if quantity in worst]
         if rest := [quantity for quantity in members if quantity not in worst]:
             ess = min(min(q.values["ess_bulk"], q.values["ess_tail"]) for q in rest)
             r_hat = max(q.values["r_hat"] for q in rest)
@@ -143,8 +150,8 @@ def _summary(quantities: Sequence[_Quantity], probability: float) -> _html.Secti
     parts = [
         _html.paragraph(
             f"Mean, standard deviation and {probability:.0%} interval (eti) of each quantity; how many independent "
-            "draws its bulk and its tails are worth (ess, at least 400 wanted), how well the chains agree (r_hat, at "
-            "most 1.01), and the Monte Carlo error of the mean (mcse)."
+            "draws its bulk and its tails are worth (ess; 100 a chain wanted), how well the chains agree (r_hat; at "
+            "most 1.01 wanted), and the Monte Carlo error of the mean (mcse)."
         ),
         _html.table(columns, short),
     ]
@@ -154,7 +161,7 @@ def _summary(quantities: Sequence[_Quantity], probability: float) -> _html.Secti
         if len(every) > _ROWS:
             every = sorted(quantities, key=lambda q: -q.badness)[:_ROWS]
             note = f"The {_ROWS} of {len(quantities):,} quantities that mixed worst; summary.json has all"
-        parts.append(_html.details(note, _html.table(columns, [_row(q) for q in every])))
+        parts.append(_html.details(note, _html.table(columns, [_row(q, wanted) for q in every])))
     return _html.Section("Summary", *parts)
 
 
@@ -357,7 +364,7 @@ def _kept_figures(folder: Path) -> list[str]:
     ]
 
 
-def _row(quantity: _Quantity) -> list[Any]:
+def _row(quantity: _Quantity, wanted: int) -> list[Any]:
     """Numbers with as many decimals as show three digits of the sd; what is out of bounds in colour."""
     values = quantity.values
     sd = values["sd"]
@@ -367,7 +374,8 @@ def _row(quantity: _Quantity) -> list[Any]:
         plain = decimals <= 6 and abs(values[name]) < 1e8
         cells.append(f"{values[name]:.{decimals}f}" if plain else f"{values[name]:.4g}")
     for name in ("ess_bulk", "ess_tail"):
-        cells.append((f"{values[name]:,.0f}", "bad" if values[name] < 100 else "warn" if values[name] < 400 else ""))
+        value = values[name]
+        cells.append((f"{value:,.0f}", "bad" if value < wanted / 4 else "warn" if value < wanted else ""))
     r_hat = values["r_hat"]
     cells.append((f"{r_hat:.3f}", "bad" if r_hat > 1.05 else "warn" if r_hat > 1.01 else ""))
     return [*cells, f"{values['mcse_mean']:.2g}"]

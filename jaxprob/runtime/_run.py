@@ -14,7 +14,7 @@ from jaxprob import core
 from jaxprob.analysis import online
 from jaxprob.runtime import _program
 from jaxprob.runtime._job import Job, chain_indices
-from jaxprob.runtime._mesh import CHAINS, place, resolve_mesh
+from jaxprob.runtime._mesh import place, resolve_mesh
 from jaxprob.runtime._store import DrawStore, MemoryStore
 from jaxprob.runtime._target import AsGiven
 from jaxprob.runtime._until import Until
@@ -99,8 +99,8 @@ def run(
     position = core.position_of(state)
     draw = jax.eval_shape(jax.vmap(lambda x: keeping(None, x)), position)
     vectors = jax.vmap(lambda x: _program.draw_vector(keeping(None, x)))(position)
-    specs = _program.Carry(_program.state_specs(state), P(CHAINS))
-    carry = _program.Carry(state, jax.vmap(online.init)(vectors))
+    carry = _program.Carry(state, online.init(vectors))
+    specs = _program.carry_specs(carry)
     carry = jax.tree.map(lambda spec, part: place(part, mesh, spec), specs, carry, is_leaf=lambda x: isinstance(x, P))
     memory = MemoryStore()
     job = Job(

@@ -125,12 +125,12 @@ def sample(
             run.start(job)
         job.compile()
         # From here on the run is known to start: only now is anything written.
-        store: DrawStore = MemoryStore()
+        store: DrawStore | None = MemoryStore()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if not going_on and jax.process_index() == 0:
                 stack.enter_context(_directory.locked(folder))
-            store = open_store(folder, meta["capacity"], job.rows)
+            store = open_store(folder, meta["capacity"], job.rows) if jax.process_index() == 0 else None
             job.checkpoints = folder / _directory.CHECKPOINTS
             _write_meta(folder, meta, status="running")
         job.store = store
@@ -181,6 +181,7 @@ class _Plan:
             self.position_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.positions)
         specs = data_specs(target, self.mesh)
         self.placed = place(target, self.mesh, specs)
+        self.placed_key = place(key, self.mesh, P())
 
     def meta(self, keep: Keep) -> dict[str, Any]:
         """The first `meta.json`."""
@@ -247,7 +248,7 @@ class _Plan:
         return Job(
             program,
             self.placed,
-            self.key,
+            self.placed_key,
             _program.Carry(None, None),
             indices,
             self.warmup,
@@ -268,7 +269,7 @@ class _Plan:
         for _ in range(STARTS if self.positions is None else 1):
             placed = place(attempts, self.mesh, P(CHAINS))
             carry, finite, log_density = _program.init(
-                job.program, self.placed, self.key, job.indices, placed, positions
+                job.program, self.placed, self.placed_key, job.indices, placed, positions
             )
             finite, log_density = fetch((finite, log_density))
             if finite.all():
@@ -351,9 +352,9 @@ def _restore(job: Job, plan: _Plan, folder: Path) -> None:
     mesh = job.program.mesh
     positions = plan.positions
     shape = jax.eval_shape(
-        functools.partial(_program.init, job.program), plan.placed, plan.key, job.indices, job.indices, positions
+        functools.partial(_program.init, job.program), plan.placed, plan.placed_key, job.indices, job.indices, positions
     )[0]
-    specs = _program.Carry(_program.state_specs(shape.state), P(CHAINS))
+    specs = _program.carry_specs(shape)
     like = jax.tree.map(
         lambda spec, part: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), part
@@ -381,13 +382,16 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
     status = "stopped" if ended.startswith("signal") else "finished"
     result_meta = meta | {"status": status, "ended": ended, "times": job.times}
     if folder is not None:
-        if status == "finished" and jax.process_index() == 0 and job.rows:
+        if status == "finished" and job.store is not None and job.rows:
             _predict.write_groups(job.store, plan.target, plan.key)
         if ended.startswith("until"):
             result_meta["draws"] = job.rows
         _write_meta(folder, meta, **result_meta)
+    if job.store is None:
+        assert folder is not None
+        return load(folder)
     result = Result(job.store, result_meta, folder, plan.structure)
-    if folder is not None and status == "finished" and job.rows >= 4 and jax.process_index() == 0:
+    if folder is not None and status == "finished" and job.rows >= 4:
         result.save_texts()
     return _close(result, job.progress)
 

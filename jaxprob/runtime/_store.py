@@ -93,8 +93,9 @@ class ZarrStore:
         self.flush()
         length = _length(rows)
         for path, part in rows.items():
+            part = _storable(part)
             array = self._open(path, part)
-            block = np.moveaxis(np.asarray(part), 0, 1)
+            block = np.moveaxis(part, 0, 1)
             self._pending.append(array[:, self.rows : self.rows + length].write(block))
         self.rows += length
 
@@ -114,9 +115,10 @@ class ZarrStore:
 
     def write_whole(self, path: str, value: np.ndarray, dimensions: list[str]) -> None:
         """Writes one array that is not appended to, such as the observed data."""
-        array, metadata = self._create(path, np.asarray(value), list(np.shape(value)), dimensions)
+        value = _storable(value)
+        array, metadata = self._create(path, value, list(value.shape), dimensions)
         try:
-            array[...].write(np.asarray(value)).result()
+            array[...].write(value).result()
         except Exception as error:
             raise _disk_error(error, self.root, self._published) from error
         write_json(self.root / path / "zarr.json", metadata)
@@ -209,6 +211,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _disk_error(error, path.parent, None) from error
+
+
+def _storable(value: Any) -> np.ndarray:
+    """The array itself, or in float32 where Zarr has no such type (bfloat16)."""
+    value = np.asarray(value)
+    return value if value.dtype.kind in "biufc" else value.astype(np.float32)
 
 
 def _length(rows: Rows) -> int:
