@@ -129,7 +129,9 @@ def _start_processes(arguments: argparse.Namespace) -> None:
         wanted = arguments.devices
     else:
         wanted = _share(arguments.chains, _cores())
-    if not arguments.distributed:
+    # `srun` says how many tasks run this command; they are one run, or they would all write in the same folder.
+    launched = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if not arguments.distributed and not launched:
         show_devices(wanted)
         return
     from jaxprob import runtime
@@ -185,7 +187,7 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
     shown = _shortest(result.path)
     print(f"run     {shown}")
     try:
-        written = runtime.report(result.path, figures=figures(result) if figures else None)
+        written = runtime.report(result, figures=figures(result) if figures else None)
         print(f"report  {_shortest(written)}")
     except ImportError as error:
         print(f"no report: {error}")

@@ -117,7 +117,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--distributed",
         action="store_true",
-        help="one of several processes; Slurm and TPU pods are found by themselves",
+        help="one of several processes of a Slurm job, an MPI job or a TPU pod (under srun it goes without saying)",
     )
     where.add_argument("--coordinator", metavar="HOST:PORT", help="with --distributed elsewhere: the first process")
     where.add_argument("--num-processes", type=_positive, metavar="N", help="with --coordinator: how many processes")

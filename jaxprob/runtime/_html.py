@@ -28,7 +28,8 @@ nav a:hover { text-decoration: underline; }
 .verdict strong { font-size: 18px; color: var(--tone); }
 .verdict p { margin: 4px 0; max-width: 96ch; }
 .verdict ol { margin: 10px 0 4px; padding-left: 22px; }
-.verdict li { margin: 0 0 12px; } .verdict li p { margin: 2px 0; }
+.verdict li { margin: 0 0 10px; }
+.verdict li p { color: var(--soft); font-size: 13.5px; max-width: 108ch; margin: 1px 0; }
 .green { --tone: var(--good); } .amber { --tone: var(--warn); } .red { --tone: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin: 8px 0 12px; }
@@ -87,17 +88,19 @@ def page(title: str, lead: str, top: str, sections: Sequence[Section], foot: str
     )
 
 
-def verdict(tone: str, headline: str, lead: Iterable[str], findings: Iterable[tuple[str, Iterable[str]]]) -> str:
+def verdict(tone: str, headline: str, lead: Iterable[str], findings: Iterable[tuple[str, str, str]]) -> str:
     """The coloured box at the top.
 
     Args:
       tone: green, amber or red.
       headline: plain text, as is all the rest.
       lead: paragraphs under the headline.
-      findings: title and paragraphs of each.
+      findings: of each its title, what was found, and what it means.
     """
     top = "".join(paragraph(text) for text in lead if text)
-    items = "".join(f"<li><b>{escape(title)}.</b>{''.join(map(paragraph, texts))}</li>" for title, texts in findings)
+    items = "".join(
+        f"<li><b>{escape(title)}.</b> {escape(what)}{paragraph(meaning)}</li>" for title, what, meaning in findings
+    )
     items = f"<ol>{items}</ol>" if items else ""
     return f'<div class="verdict {tone}"><strong>{escape(headline)}</strong>{top}{items}</div>'
 

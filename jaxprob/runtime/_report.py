@@ -116,7 +116,7 @@ def _verdict(result: Result, rows: int) -> str:
     )
     if diagnosis.ok:
         lead.append(diagnosis.worst_numbers)
-    findings = [(found.name, [found.what, found.meaning, f"Try: {found.try_}"]) for found in diagnosis.findings]
+    findings = [(found.name, found.what, f"{found.meaning} Try: {found.try_}") for found in diagnosis.findings]
     return _html.verdict(tone, headline, lead, findings)
 
 
@@ -145,7 +145,7 @@ def _summary(quantities: Sequence[_Quantity], table: analysis.Summary) -> _html.
         if rest := [quantity for quantity in members if quantity not in worst]:
             ess = min(min(q.values["ess_bulk"], q.values["ess_tail"]) for q in rest)
             r_hat = max(q.values["r_hat"] for q in rest)
-            note = f"{len(rest):,} more of {variable}, which mixed better: ess from {ess:,.0f}, r_hat up to {r_hat:.3f}"
+            note = f"{len(rest):,} more of {variable}: ess from {ess:,.0f}, r_hat up to {r_hat:.3f}"
             short.append([note])
     parts = [
         _html.paragraph(

@@ -54,7 +54,7 @@ class Runtime(types.SimpleNamespace):
     def report(self, path, figures=None):
         if isinstance(self.result, Exception):
             raise self.result
-        return path / "report.html" if hasattr(path, "name") else f"{path}/report.html"
+        return "report.html"
 
     def mesh(self, **axes):
         return ("mesh", axes)
@@ -187,6 +187,19 @@ def test_options_that_go_together(options, runtime, model, capsys):
     assert main(["sample", model, *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert runtime.asked is None
+
+
+def test_several_processes(runtime, model, monkeypatch):
+    joined = []
+    runtime.connect = lambda *told: joined.append(told)
+    assert main(["sample", model]) == 0
+    assert joined == []
+    assert main(["sample", model, "--distributed"]) == 0
+    by_hand = "--distributed --coordinator localhost:99 --num-processes 2 --process-id 0"
+    assert main(["sample", model, *by_hand.split()]) == 0
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert main(["sample", model]) == 0
+    assert joined == [(None, None, None), ("localhost:99", 2, 0), (None, None, None)]
 
 
 def test_a_run_without_draws_and_a_run_that_goes_on(runtime, capsys):
