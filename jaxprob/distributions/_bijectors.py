@@ -74,6 +74,12 @@ def inside_unit(x: jax.Array) -> jax.Array:
     return jnp.clip(x, np.asarray(limits.tiny, x.dtype), np.asarray(1 - limits.epsneg, x.dtype))
 
 
+def _beside(edge: jax.Array, toward: jax.Array) -> jax.Array:
+    """The number next to `edge` on the side of `toward`, with the gradient of `edge` (nextafter itself has none)."""
+    fixed = jax.lax.stop_gradient(edge)
+    return edge + (jnp.nextafter(fixed, jax.lax.stop_gradient(toward)) - fixed)
+
+
 @core.pytree
 class Identity(Bijector):
     """x = u.
@@ -232,7 +238,7 @@ class IntervalSigmoid(Bijector):
         unit = jnp.where(u < 0, jax.nn.sigmoid(u), jax.nn.sigmoid(-u))
         x = jnp.where(u < 0, low + (high - low) * unit, high - (high - low) * unit)
         log_det = jnp.log(high - low) - (jax.nn.softplus(u) + jax.nn.softplus(-u))
-        return jnp.clip(x, jnp.nextafter(low, high), jnp.nextafter(high, low)), log_det
+        return jnp.clip(x, _beside(low, high), _beside(high, low)), log_det
 
 
 @core.pytree
@@ -257,9 +263,9 @@ class HalfLine(Bijector):
     def forward_and_log_det(self, u: Any) -> tuple[jax.Array, jax.Array]:
         u, edge = align(u, self.edge)
         if self.above:
-            x = jnp.maximum(edge + jnp.exp(u), jnp.nextafter(edge, jnp.full_like(edge, jnp.inf)))
+            x = jnp.maximum(edge + jnp.exp(u), _beside(edge, jnp.full_like(edge, jnp.inf)))
         else:
-            x = jnp.minimum(edge - jnp.exp(u), jnp.nextafter(edge, jnp.full_like(edge, -jnp.inf)))
+            x = jnp.minimum(edge - jnp.exp(u), _beside(edge, jnp.full_like(edge, -jnp.inf)))
         return x, jnp.broadcast_to(u, x.shape)
 
 
