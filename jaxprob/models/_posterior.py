@@ -135,13 +135,13 @@ class Posterior:
           observed name to array (*lead, ...).
         """
         key = core.as_key(key, "predict")
-        given, lead = self._given("predict", draws)
-        return _draws.over_draws(_predict_one, self, key, given, lead, self._size())
+        given, lead, size = self._given("predict", draws)
+        return _draws.over_draws(_predict_one, self, key, given, lead, size)
 
     def prior_predict(self, key: core.Key, num: int) -> dict[str, jax.Array]:
         """Data simulated from the prior: observed name to array (num, ...)."""
         key = core.as_key(key, "prior_predict")
-        return _draws.over_draws(_predict_one, self, key, {}, (num,), self._size())
+        return _draws.over_draws(_predict_one, self, key, {}, (num,), self._size(self.sites))
 
     def log_likelihood(self, draws: dict[str, Any]) -> dict[str, jax.Array]:
         """Log density of each observation given each draw.
@@ -153,8 +153,8 @@ class Posterior:
           observed name to array (*lead, *batch), batch being the shape of independent observations at the site; where
           a discrete site of shape (n,) was summed out, (*lead, n).
         """
-        given, lead = self._given("log_likelihood", draws)
-        return _draws.over_draws(_log_likelihood_one, self, None, given, lead, self._size())
+        given, lead, size = self._given("log_likelihood", draws)
+        return _draws.over_draws(_log_likelihood_one, self, None, given, lead, size)
 
     def infer_discrete(self, key: core.Key, draws: dict[str, Any]) -> dict[str, jax.Array]:
         """Draws of the discrete sites that were summed out, given the data and each draw.
@@ -167,9 +167,9 @@ class Posterior:
           name to array (*lead, ...) of integers; together with `draws` these are draws of the whole posterior.
         """
         key = core.as_key(key, "infer_discrete")
-        given, lead = self._given("infer_discrete", draws)
+        given, lead, size = self._given("infer_discrete", draws)
         given = {name: value for name, value in given.items() if name not in self._summed()}
-        return _draws.over_draws(_infer_one, self, key, given, lead, self._size())
+        return _draws.over_draws(_infer_one, self, key, given, lead, size)
 
     def condition(self, *, marginalize: str | tuple[str, ...] = (), **data: Any) -> Posterior:
         """The posterior given further data as well (see `Program.condition`)."""
@@ -183,10 +183,10 @@ class Posterior:
     def _summed(self) -> tuple[str, ...]:
         return tuple(name for group in self.groups for name in group.names)
 
-    def _size(self) -> int:
+    def _size(self, sites: dict[str, _survey.Site]) -> int:
         """Numbers that one run of the program handles, by a rough count."""
         values = max((group.size for group in self.groups), default=1)
-        return values * sum(site.size for site in self.sites.values())
+        return values * sum(site.size for site in sites.values())
 
     def _latents(self, function: str) -> dict[str, _survey.Site]:
         """The sites of a position, or the error that there is a discrete one."""
@@ -198,8 +198,8 @@ class Posterior:
                 latents[name] = site
         return latents
 
-    def _given(self, function: str, draws: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """The latent quantities among draws, and the leading shape."""
+    def _given(self, function: str, draws: dict[str, Any]) -> tuple[dict[str, Any], tuple[int, ...], int]:
+        """The latent quantities among draws, their leading shape, and the size of one run."""
         sites = self.sites
         _sites.check_known(function, "draws", draws, list(sites))
         given = {}
@@ -208,7 +208,7 @@ class Posterior:
                 given[name] = draws[name]
             elif site.role == "latent" and name not in self._summed():
                 raise core.bad_value(function, "draws", f"without {name!r}", "draws of every latent quantity")
-        return given, _draws.leading_shape(function, given, sites)
+        return given, _draws.leading_shape(function, given, sites), self._size(sites)
 
     def __repr__(self) -> str:
         summed = f", summed out={list(self._summed())}" if self.groups else ""

@@ -60,6 +60,13 @@ class Joint:
         arguments, structure = _arguments.split(self.name, dict(bound.arguments))
         return Program(arguments, {}, {}, self, structure)
 
+    # Two models of one function are one model: a copy must not make compiled code compile again.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Joint) and self.function is other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
     def __repr__(self) -> str:
         return f"<joint model {self.name}{self.signature}>"
 

@@ -241,7 +241,7 @@ def _after(what: str, seen: dict[str, Any]) -> str:
 
 
 def _model_error(model: str, seen: dict[str, Any], error: Exception) -> ModelError:
-    text = str(error).strip().split("\n")[0]
+    text = str(error).strip().split("\n")[0].rstrip(".")
     return ModelError(
         core.message(
             model,

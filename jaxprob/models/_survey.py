@@ -68,8 +68,8 @@ def survey(program: Any, data: dict[str, Any], function: str = "") -> dict[str, 
     def visit(key: core.Key, zero: jax.Array, name: str, distribution: Distribution, given: Any) -> Any:
         family, discrete = _sites.kind(distribution), distribution.is_discrete
         if given is not None or name in data:
-            role = "fixed" if name not in data else "observed"
-            value = fit(function or program.name, name, data.get(name, given), distribution, default)
+            role = "observed" if given is None else "fixed"
+            value = fit(function or program.name, name, data[name] if given is None else given, distribution, default)
             if function and role == "observed":
                 _check_support(function, name, value, distribution)
             sites[name] = Site(role, family, distribution.shape, value.dtype, discrete)
@@ -108,7 +108,7 @@ def as_array(function: str, name: str, value: Any) -> jax.Array:
     except (TypeError, ValueError):
         array = None
     if array is None or core.is_key(array):
-        raise core.bad_type(function, name, value, "an array of numbers")
+        raise core.bad_type(function, name, core.describe(value), "an array of numbers")
     return array
 
 
