@@ -16,6 +16,8 @@ from jaxprob.distributions._bijectors import Tanh as Tanh
 from jaxprob.distributions._bounded import Beta as Beta
 from jaxprob.distributions._bounded import Uniform as Uniform
 from jaxprob.distributions._distribution import Distribution as Distribution
+from jaxprob.distributions._improper import Delta as Delta
+from jaxprob.distributions._improper import Flat as Flat
 from jaxprob.distributions._location_scale import Cauchy as Cauchy
 from jaxprob.distributions._location_scale import Laplace as Laplace
 from jaxprob.distributions._location_scale import Logistic as Logistic
@@ -41,6 +43,7 @@ from jaxprob.distributions._supports import LessThan as LessThan
 from jaxprob.distributions._supports import NonNegative as NonNegative
 from jaxprob.distributions._supports import NonNegativeInteger as NonNegativeInteger
 from jaxprob.distributions._supports import Ordered as Ordered
+from jaxprob.distributions._supports import Point as Point
 from jaxprob.distributions._supports import Positive as Positive
 from jaxprob.distributions._supports import PositiveDefinite as PositiveDefinite
 from jaxprob.distributions._supports import Real as Real
@@ -49,6 +52,7 @@ from jaxprob.distributions._supports import Simplex as Simplex
 from jaxprob.distributions._supports import Sphere as Sphere
 from jaxprob.distributions._supports import Support as Support
 from jaxprob.distributions._supports import UnitInterval as UnitInterval
+from jaxprob.distributions._truncated_normal import TruncatedNormal as TruncatedNormal
 from jaxprob.distributions._vector_bijectors import Direction as Direction
 from jaxprob.distributions._vector_bijectors import FillTriangular as FillTriangular
 from jaxprob.distributions._vector_bijectors import Ordering as Ordering
@@ -56,3 +60,4 @@ from jaxprob.distributions._vector_bijectors import OuterProduct as OuterProduct
 from jaxprob.distributions._vector_bijectors import PlaneAngle as PlaneAngle
 from jaxprob.distributions._vector_bijectors import SignedStickBreaking as SignedStickBreaking
 from jaxprob.distributions._vector_bijectors import StickBreaking as StickBreaking
+from jaxprob.distributions._von_mises import VonMises as VonMises

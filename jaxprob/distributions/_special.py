@@ -95,3 +95,8 @@ def weibull_relative_variance(k: jax.Array) -> jax.Array:
         series = series * near + _zeta(j) * (-1) ** j * (2**j - 2) / j
     far = jnp.where(small, 0.1, h)
     return jnp.expm1(jnp.where(small, series * near * near, gammaln(1 + 2 * far) - 2 * gammaln(1 + far)))
+
+
+def open_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Uniform numbers in (0, 1), both ends excluded: the middles of the cells that `jax.random.uniform` draws from."""
+    return jax.random.uniform(key, shape, dtype) + np.asarray(jnp.finfo(dtype).epsneg, dtype)

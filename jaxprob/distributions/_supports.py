@@ -47,7 +47,8 @@ class Support:
         raise core.bad_type(f"{name}.bijector", "the support", "discrete", "a continuous one", "Marginalise it instead")
 
 
-def _all_last(mask: jax.Array, ndims: int) -> jax.Array:
+def all_last(mask: jax.Array, ndims: int) -> jax.Array:
+    """Whether a mask holds along its last `ndims` axes."""
     return jnp.all(mask, axis=tuple(range(mask.ndim - ndims, mask.ndim))) if ndims else mask
 
 
@@ -81,7 +82,7 @@ class RealVector(Support):
         return 1
 
     def contains(self, x: Any) -> jax.Array:
-        return _all_last(jnp.isfinite(jnp.asarray(x)), 1)
+        return all_last(jnp.isfinite(jnp.asarray(x)), 1)
 
     @property
     def bijector(self) -> Bijector:
@@ -205,7 +206,7 @@ class Simplex(Support):
 
     def contains(self, x: Any) -> jax.Array:
         (x,) = align(x)
-        return _all_last(x >= 0, 1) & (jnp.abs(jnp.sum(x, axis=-1) - 1) <= _tolerance(x))
+        return all_last(x >= 0, 1) & (jnp.abs(jnp.sum(x, axis=-1) - 1) <= _tolerance(x))
 
     @property
     def bijector(self) -> Bijector:
@@ -222,7 +223,7 @@ class Ordered(Support):
 
     def contains(self, x: Any) -> jax.Array:
         x = jnp.asarray(x)
-        return _all_last(x[..., 1:] >= x[..., :-1], 1) & _all_last(jnp.isfinite(x), 1)
+        return all_last(x[..., 1:] >= x[..., :-1], 1) & all_last(jnp.isfinite(x), 1)
 
     @property
     def bijector(self) -> Bijector:
@@ -239,8 +240,8 @@ class CholeskyFactor(Support):
 
     def contains(self, x: Any) -> jax.Array:
         x = jnp.asarray(x)
-        lower = _all_last(jnp.triu(x, 1) == 0, 2) & _all_last(jnp.isfinite(x), 2)
-        return lower & _all_last(jnp.diagonal(x, axis1=-2, axis2=-1) > 0, 1)
+        lower = all_last(jnp.triu(x, 1) == 0, 2) & all_last(jnp.isfinite(x), 2)
+        return lower & all_last(jnp.diagonal(x, axis1=-2, axis2=-1) > 0, 1)
 
     @property
     def bijector(self) -> Bijector:
@@ -257,7 +258,7 @@ class CorrelationCholesky(Support):
 
     def contains(self, x: Any) -> jax.Array:
         (x,) = align(x)
-        unit = _all_last(jnp.abs(jnp.sum(x**2, axis=-1) - 1) <= _tolerance(x), 1)
+        unit = all_last(jnp.abs(jnp.sum(x**2, axis=-1) - 1) <= _tolerance(x), 1)
         return unit & CholeskyFactor().contains(x)
 
     @property
@@ -276,8 +277,8 @@ class PositiveDefinite(Support):
     def contains(self, x: Any) -> jax.Array:
         (x,) = align(x)
         size = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
-        symmetric = _all_last(jnp.abs(x - jnp.swapaxes(x, -1, -2)) <= _tolerance(x) * size, 2)
-        return symmetric & _all_last(jnp.isfinite(jnp.linalg.cholesky(x)), 2)
+        symmetric = all_last(jnp.abs(x - jnp.swapaxes(x, -1, -2)) <= _tolerance(x) * size, 2)
+        return symmetric & all_last(jnp.isfinite(jnp.linalg.cholesky(x)), 2)
 
     @property
     def bijector(self) -> Bijector:
@@ -383,8 +384,29 @@ class CountVector(_Discrete):
 
     def contains(self, x: Any) -> jax.Array:
         x, total = align(x, jnp.expand_dims(self.total, -1))
-        counts = _all_last((x >= 0) & _whole(x), 1)
+        counts = all_last((x >= 0) & _whole(x), 1)
         return counts & (jnp.sum(x, axis=-1) == total[..., 0])
+
+
+@core.pytree
+class Point(_Discrete):
+    """One point.
+
+    Args:
+      value: (*batch, *event).
+      ndims: number of trailing axes of `value` that make the event.
+    """
+
+    value: Any
+    ndims: int = core.static(default=0)
+
+    @property
+    def event_ndims(self) -> int:
+        return self.ndims
+
+    def contains(self, x: Any) -> jax.Array:
+        x, value = align(x, self.value)
+        return all_last(x == value, self.ndims)
 
 
 @core.pytree
@@ -408,7 +430,7 @@ class IndependentSupport(Support):
         return self.support.is_discrete
 
     def contains(self, x: Any) -> jax.Array:
-        return _all_last(self.support.contains(x), self.ndims)
+        return all_last(self.support.contains(x), self.ndims)
 
     @property
     def bijector(self) -> Bijector:
