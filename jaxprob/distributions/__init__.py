@@ -13,8 +13,16 @@ from jaxprob.distributions._bijectors import Power as Power
 from jaxprob.distributions._bijectors import Sigmoid as Sigmoid
 from jaxprob.distributions._bijectors import Softplus as Softplus
 from jaxprob.distributions._bijectors import Tanh as Tanh
+from jaxprob.distributions._binomial import BetaBinomial as BetaBinomial
+from jaxprob.distributions._binomial import Binomial as Binomial
+from jaxprob.distributions._binomial import Multinomial as Multinomial
 from jaxprob.distributions._bounded import Beta as Beta
 from jaxprob.distributions._bounded import Uniform as Uniform
+from jaxprob.distributions._counts import NegativeBinomial as NegativeBinomial
+from jaxprob.distributions._counts import Poisson as Poisson
+from jaxprob.distributions._dirichlet import Dirichlet as Dirichlet
+from jaxprob.distributions._discrete import Bernoulli as Bernoulli
+from jaxprob.distributions._discrete import Categorical as Categorical
 from jaxprob.distributions._distribution import Distribution as Distribution
 from jaxprob.distributions._improper import Delta as Delta
 from jaxprob.distributions._improper import Flat as Flat
@@ -23,6 +31,10 @@ from jaxprob.distributions._location_scale import Laplace as Laplace
 from jaxprob.distributions._location_scale import Logistic as Logistic
 from jaxprob.distributions._location_scale import Normal as Normal
 from jaxprob.distributions._location_scale import StudentT as StudentT
+from jaxprob.distributions._matrix import LKJCholesky as LKJCholesky
+from jaxprob.distributions._matrix import Wishart as Wishart
+from jaxprob.distributions._multivariate import MultivariateNormal as MultivariateNormal
+from jaxprob.distributions._multivariate import MultivariateStudentT as MultivariateStudentT
 from jaxprob.distributions._positive import Exponential as Exponential
 from jaxprob.distributions._positive import Gamma as Gamma
 from jaxprob.distributions._positive import HalfCauchy as HalfCauchy
@@ -30,6 +42,8 @@ from jaxprob.distributions._positive import HalfNormal as HalfNormal
 from jaxprob.distributions._positive import InverseGamma as InverseGamma
 from jaxprob.distributions._positive import LogNormal as LogNormal
 from jaxprob.distributions._positive import Weibull as Weibull
+from jaxprob.distributions._structured_normal import MultivariateNormalDiagonal as MultivariateNormalDiagonal
+from jaxprob.distributions._structured_normal import MultivariateNormalLowRank as MultivariateNormalLowRank
 from jaxprob.distributions._supports import Angle as Angle
 from jaxprob.distributions._supports import Boolean as Boolean
 from jaxprob.distributions._supports import CholeskyFactor as CholeskyFactor

@@ -19,7 +19,7 @@ from jaxprob.distributions import _count_samplers as samplers
 from jaxprob.distributions._counts import integer_quantile, whole
 from jaxprob.distributions._discrete import enumerate_integers, log_weights, probabilities, set_weights, weights_shape
 from jaxprob.distributions._distribution import Distribution
-from jaxprob.distributions._log_mass import deviance, safe_log, stirling
+from jaxprob.distributions._log_mass import deviance, stirling
 from jaxprob.distributions._odds import odds, set_odds
 from jaxprob.distributions._parameters import (
     NON_NEGATIVE,
@@ -108,7 +108,7 @@ class Binomial(Univariate):
 
     def _log_density(self, x: Any, n: Any, p: Any, q: Any, log_p: Any, log_q: Any) -> jax.Array:
         k, valid = _within(x, n)
-        rest, log_n = n - k, safe_log(n)
+        rest, log_n = n - k, core.safe_log(n)
         # n p - k, from the smaller of the two probabilities, whose digits are all there.
         excess = jnp.where(p <= q, n * p - k, rest - n * q)
         log_mass = (
@@ -142,14 +142,14 @@ class Binomial(Univariate):
 
 @core.pytree
 class BetaBinomial(Univariate):
-    """A binomial count whose probability of success is Beta(alpha, beta).
+    """A binomial count whose probability of success has a beta distribution.
 
-    `P(X = k) = C(n, k) B(k + alpha, n - k + beta) / B(alpha, beta)`.
+    `P(X = k) = C(n, k) B(k + a, n - k + b) / B(a, b)`.
 
     Args:
       total_count: (*batch), number of trials n, whole and non-negative.
-      alpha: (*batch), positive.
-      beta: (*batch), positive.
+      concentration1: (*batch), a, positive: the prior count of successes, as in `Beta`.
+      concentration0: (*batch), b, positive: the prior count of failures.
 
     Raises:
       ValueError: if a concrete value is out of range or shapes do not broadcast.
@@ -159,13 +159,14 @@ class BetaBinomial(Univariate):
     """
 
     total_count: Any
-    alpha: Any
-    beta: Any
+    concentration1: Any
+    concentration0: Any
 
     def __post_init__(self) -> None:
         _set_total(self)
-        set_parameters(self, alpha=POSITIVE, beta=POSITIVE)
-        check_shapes("BetaBinomial", total_count=self.total_count.shape, alpha=self.alpha.shape, beta=self.beta.shape)
+        set_parameters(self, concentration1=POSITIVE, concentration0=POSITIVE)
+        shapes = {field: getattr(self, field).shape for field in ("total_count", "concentration1", "concentration0")}
+        check_shapes("BetaBinomial", **shapes)
 
     @property
     def support(self) -> Support:
@@ -182,7 +183,7 @@ class BetaBinomial(Univariate):
         log_total = jnp.log(total)
         log_one, log_zero = jnp.log(ones) - log_total, jnp.log(zeros) - log_total
         one, zero = ones / total, zeros / total
-        log_n, log_c = safe_log(n), jnp.log(c)
+        log_n, log_c = core.safe_log(n), jnp.log(c)
         # How far the pooled counts n (k + a) / (n + c) lie above k, and c (k + a) / (n + c) below a.
         excess = a * (rest / total) - b * (k / total)
         # Trials and prior counts against what they have in common: four deviances, all positive.
@@ -242,7 +243,8 @@ class Multinomial(Distribution):
     def __post_init__(self) -> None:
         _set_total(self)
         set_weights(self)
-        check_shapes("Multinomial", total_count=self.total_count.shape, batch=weights_shape(self)[:-1])
+        shapes = {"the batch of probabilities": weights_shape(self)[:-1], "total_count": self.total_count.shape}
+        check_shapes("Multinomial", **shapes)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -274,7 +276,7 @@ class Multinomial(Distribution):
         n, x, p, log_p = self._aligned(value, probabilities(self), log_weights(self))
         k, valid = whole(x)
         # The deviances add up to that of normalised probabilities, whatever rounding has done to their sum.
-        parts = stirling(k) + deviance(k, n * p, safe_log(n) + log_p, n * p - k)
+        parts = stirling(k) + deviance(k, n * p, core.safe_log(n) + log_p, n * p - k)
         log_mass = stirling(n)[..., 0] - jnp.sum(parts, axis=-1)
         valid = jnp.all(valid, axis=-1) & (jnp.sum(k, axis=-1) == n[..., 0])
         return jnp.where(valid, log_mass, -jnp.inf)

@@ -16,7 +16,7 @@ from jax.scipy.special import betainc, gammaincc
 
 from jaxprob import core
 from jaxprob.distributions import _count_samplers as samplers
-from jaxprob.distributions._log_mass import deviance, safe_log, stirling
+from jaxprob.distributions._log_mass import deviance, stirling
 from jaxprob.distributions._odds import one_of
 from jaxprob.distributions._parameters import (
     NON_NEGATIVE,
@@ -58,7 +58,7 @@ class Poisson(Univariate):
 
     @property
     def parameters(self) -> tuple[jax.Array, ...]:
-        return (self.rate, safe_log(self.rate)) if self.log_rate is None else _exponential(self.log_rate)
+        return (self.rate, core.safe_log(self.rate)) if self.log_rate is None else _exponential(self.log_rate)
 
     @property
     def support(self) -> Support:
@@ -126,7 +126,7 @@ class NegativeBinomial(Univariate):
     @property
     def parameters(self) -> tuple[jax.Array, ...]:
         if self.log_mean is None:
-            return self.expectation, safe_log(self.expectation), self.concentration
+            return self.expectation, core.safe_log(self.expectation), self.concentration
         return *_exponential(self.log_mean), self.concentration
 
     @property

@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions._distribution import Distribution
-from jaxprob.distributions._log_mass import safe_log
 from jaxprob.distributions._odds import odds, one_of, set_odds
 from jaxprob.distributions._parameters import PROBABILITY, Rule, align, broadcast_to, is_concrete, set_parameters
 from jaxprob.distributions._supports import Boolean, IntegerInterval, Support
@@ -190,7 +189,7 @@ def log_weights(distribution: Any) -> jax.Array:
     """Normalised log probabilities (*batch, k), with finite gradients where they are -inf."""
     if distribution.probs is None:
         return jax.nn.log_softmax(distribution.logits, axis=-1)
-    return safe_log(distribution.probs)
+    return core.safe_log(distribution.probs)
 
 
 def probabilities(distribution: Any) -> jax.Array:

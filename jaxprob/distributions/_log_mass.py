@@ -89,9 +89,3 @@ def log_gamma_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """`lgamma(a + b) - lgamma(a)` for positive a and non-negative b, without cancellation where a is large."""
     ratio = b / a
     return stirling(a + b) - stirling(a) + a * log1p_minus(ratio) + b * jnp.log(a + b) - jnp.log1p(ratio)
-
-
-def safe_log(x: jax.Array) -> jax.Array:
-    """`log(x)`, with -inf and a zero gradient at and below 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)

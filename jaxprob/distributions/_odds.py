@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.distributions._log_mass import safe_log
 from jaxprob.distributions._parameters import ANY, PROBABILITY, set_parameters
 
 
@@ -43,7 +42,7 @@ def odds(probs: jax.Array | None, logits: jax.Array | None) -> Odds:
     assert probs is not None
     certain = probs >= 1
     log_q = jnp.where(certain, -jnp.inf, jnp.log1p(-jnp.where(certain, 0.0, probs)))
-    return Odds(probs, 1 - probs, safe_log(probs), log_q)
+    return Odds(probs, 1 - probs, core.safe_log(probs), log_q)
 
 
 def set_odds(distribution: Any) -> None:
