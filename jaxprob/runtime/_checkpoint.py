@@ -6,8 +6,10 @@ one before if the newest was damaged after it was written.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxprob import core
+from jaxprob.runtime._store import disk_error
 
 KEPT = 2
 
@@ -43,13 +46,11 @@ def save(folder: Path, step: int, tree: Any) -> None:
 
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    _quiet()
     try:
-        orbax.save(folder / str(step), _flat(tree), overwrite=True)
+        with _quiet():
+            orbax.save(folder / str(step), _flat(tree), overwrite=True)
     except Exception as error:
-        from jaxprob.runtime._store import _disk_error
-
-        raise _disk_error(error, folder, None) from error
+        raise disk_error(error, folder, None) from error
     if jax.process_index() == 0:
         for old in steps(folder)[:-KEPT]:
             shutil.rmtree(folder / str(old), ignore_errors=True)
@@ -69,10 +70,9 @@ def load(folder: Path, step: int, like: Any) -> Any:
     from orbax.checkpoint import v1 as orbax
 
     path = Path(folder).resolve() / str(step)
-    _quiet()
-    wanted = _flat(like)
     try:
-        found = orbax.load(path, wanted)
+        with _quiet():
+            found = orbax.load(path, _flat(like))
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise core.bad_value(
@@ -117,6 +117,13 @@ def load_newest(folder: Path, like: Any) -> tuple[int, Any, list[str]]:
     raise problems[0]
 
 
-def _quiet() -> None:
-    # orbax reports every save and each file it could not parse through absl; our own one line says it.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's own reports of each save and of each file it could not parse: our one line says it."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

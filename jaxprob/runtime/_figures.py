@@ -18,7 +18,7 @@ CHAINS = 8  # chains drawn one by one
 BLUE, INK, RED, GREY = "#2b6a99", "#20303c", "#c8323c", "#c9d3da"
 # Told apart with every common colour vision, and in print (after Okabe and Ito).
 COLOURS = ("#2b6a99", "#e08a1e", "#1d9a78", "#b5549a", "#6fb7dd", "#8a5a2b", "#5f6b73", "#c9a800")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "font.family": "sans-serif",
     "axes.spines.top": False,

@@ -95,7 +95,7 @@ class Job:
                 self._tell_phase("warm-up" if warm else "sampling")
                 start = time.perf_counter()
                 rows = self._chunk(count, record=not warm)
-                host = fetch(_wanted(rows, count, warm))
+                host = _rows(rows, count, warm)
                 seconds = time.perf_counter() - start
                 self.times["warm-up" if warm else "sampling"] += seconds
                 rate = count / max(seconds, 1e-6)
@@ -215,9 +215,13 @@ class Tally:
         ]
 
 
-def _wanted(rows: dict[str, Any], count: int, warm: bool) -> dict[str, Any]:
-    """During warm-up only the stats are looked at, and nothing position-sized leaves the devices."""
-    return {path: x[:count] for path, x in rows.items() if path.startswith("sample_stats/") or not warm}
+def _rows(rows: dict[str, Any], count: int, warm: bool) -> dict[str, np.ndarray]:
+    """The rows of a chunk on the host; in warm-up only the stats, and nothing position-sized leaves the devices.
+
+    Whole buffers are copied and cut here: cut on the device, each count would be a program of its own.
+    """
+    wanted = {path: x for path, x in rows.items() if path.startswith("sample_stats/") or not warm}
+    return {path: x[:count] for path, x in fetch(wanted).items()}
 
 
 def _from_first(value: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +29,26 @@ _ROWS = 500  # rows of the full table
 _ELEMENTS = 8  # elements of an array with a row of their own in the short table
 
 
+def _last(values: np.ndarray, axis: int) -> Any:
+    return np.take(values, -1, axis)
+
+
+# Name, title, how draws and then chains are put together, format.
+_STATS: tuple[tuple[str, str, Callable[..., Any], Callable[..., Any], str], ...] = (
+    ("acceptance_rate", "acceptance rate", np.mean, np.mean, ".3f"),
+    ("diverging", "divergences", np.sum, np.sum, ",.0f"),
+    ("step_size", "step size", _last, np.mean, ".4g"),
+    ("num_steps", "gradients/draw", np.mean, np.mean, ".1f"),
+    ("tree_depth", "deepest tree", np.max, np.max, ".0f"),
+)
+
+
 class _Quantity(NamedTuple):
     """One scalar of the posterior with the numbers of its summary."""
 
     name: str
     variable: str
-    index: tuple[int, ...]
+    element: tuple[int, ...]
     values: Mapping[str, float]
 
     @property
@@ -69,7 +83,9 @@ def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None
         raise core.bad_value("report", "run", "a result in memory", "one with a directory", "Sample with out=...")
     folder = result.path
     arrays = array_paths(folder / _directory.DRAWS)
-    rows = max((_shape(folder, name)[1] for name in arrays if name.startswith("posterior/")), default=0)
+    # While a run goes on, the arrays grow one after the other: what all of them have is looked at.
+    groups = ("posterior", "sample_stats")
+    rows = min((_shape(folder, name)[1] for name in arrays if name.split("/")[0] in groups), default=0)
     if rows < 4:
         raise core.bad_value("report", "run", f"{folder} with {rows} draws", "at least 4 draws of each chain")
     _keep_figures(folder, figures or {})
@@ -78,7 +94,7 @@ def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None
         sections = [
             _html.Section("Figures of this model", *_kept_figures(folder)),
             _summary(quantities, result.summary()),
-            _mixing(folder, arrays, quantities),
+            _mixing(folder, arrays, quantities, rows),
             _sampler(folder, arrays),
             _predictive(folder, arrays),
             _configuration(result, folder, rows),
@@ -123,10 +139,11 @@ def _verdict(result: Result, rows: int) -> str:
 def _quantities(result: Result) -> list[_Quantity]:
     found = []
     for name, values in result.summary().to_dict().items():
-        variable, _, inside = name.partition("[")
-        index = tuple(int(part) for part in inside.rstrip("]").split(",")) if inside else ()
+        parts = re.fullmatch(r"(.+)\[([\d,]+)\]", name)
+        variable, inside = parts.groups() if parts else (name, "")
+        element = tuple(map(int, inside.split(","))) if inside else ()
         numbers = {column: np.nan if value is None else value for column, value in values.items()}
-        found.append(_Quantity(name, variable, index, numbers))
+        found.append(_Quantity(name, variable, element, numbers))
     return found
 
 
@@ -165,15 +182,15 @@ def _summary(quantities: Sequence[_Quantity], table: analysis.Summary) -> _html.
     return _html.Section("Summary", *parts)
 
 
-def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity]) -> _html.Section:
+def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity], rows: int) -> _html.Section:
     section = _html.Section("Mixing of the chains")
     chosen = _worst(quantities, _TRACES, 3)
     if not chosen:
         return section
     paired = _worst(quantities, _PAIRS, 1)
-    chains, rows = _shape(folder, f"posterior/{chosen[0].variable}")[:2]
+    chains = _shape(folder, f"posterior/{chosen[0].variable}")[0]
     stride = max(1, -(-chains * rows // _VALUES))
-    draws = _read(folder, list({q.name: q for q in (*chosen, *paired)}.values()), stride)
+    draws = _read(folder, list({q.name: q for q in (*chosen, *paired)}.values()), rows, stride)
     length = next(iter(draws.values())).shape[1]
     diverging = _stat(folder, arrays, "diverging")
     marks = None if diverging is None else _any_in_blocks(np.asarray(diverging, bool), stride)[:, :length]
@@ -195,7 +212,7 @@ def _mixing(folder: Path, arrays: Sequence[str], quantities: Sequence[_Quantity]
         caption += " Red marks under a trace are divergent transitions."
     section.parts.append(_html.image(_figures.mixing(traces, thin, stride * step), caption, "density, trace and ranks"))
     if len(paired) > 1:
-        found = 0 if marks is None else int(np.sum(diverging))
+        found = 0 if diverging is None else int(np.sum(diverging))
         caption = (
             f"Pairs of quantities, with the {found:,} divergent transitions in red. Where red points gather, the "
             "sampler met curvature that its step size cannot follow, and the draws there are not to be trusted."
@@ -220,22 +237,16 @@ def _sampler(folder: Path, arrays: Sequence[str]) -> _html.Section:
             "chains move through the tails too slowly, which heavy tails or funnels cause."
         )
         section.parts.append(_html.image(_figures.energy(energy, fraction), caption, "energy"))
-    named = {
-        "acceptance_rate": ("acceptance rate", np.mean, ".3f"),
-        "diverging": ("divergences", np.sum, ",.0f"),
-        "step_size": ("step size", lambda x, axis: np.take(x, -1, axis), ".4g"),
-        "num_steps": ("gradients/draw", np.mean, ".1f"),
-        "tree_depth": ("deepest tree", np.max, ".0f"),
-    }
     columns, cells = ["chain"], []
-    for name, (title, reduce, form) in named.items():
+    for name, title, over_draws, over_chains, form in _STATS:
         values = _stat(folder, arrays, name)
         if values is None or not values.size:
             continue
         columns.append(title)
-        each = np.asarray(reduce(values, axis=1), float)
-        total = each.sum() if name == "diverging" else each.max() if name == "tree_depth" else each.mean()
-        cells.append([(format(x, form), "bad" if name == "diverging" and x else "") for x in (*each, total)])
+        each = np.asarray(over_draws(values, axis=1), float)
+        cells.append(
+            [(format(x, form), "bad" if name == "diverging" and x else "") for x in (*each, over_chains(each))]
+        )
     if cells:
         chains = len(cells[0]) - 1
         kept = [*range(min(chains, _figures.CHAINS)), chains]
@@ -311,19 +322,16 @@ def _worst(quantities: Sequence[_Quantity], count: int, each: int) -> list[_Quan
     return sorted(chosen[:count], key=lambda q: -q.badness)
 
 
-def _read(folder: Path, quantities: Sequence[_Quantity], stride: int) -> dict[str, np.ndarray]:
-    """(chain, draw) of each quantity, every `stride`-th draw; one pass over each variable."""
-    found = {}
+def _read(folder: Path, quantities: Sequence[_Quantity], rows: int, stride: int) -> dict[str, np.ndarray]:
+    """(chain, draw) of each quantity, every `stride`-th of the first `rows` draws; one pass over each variable."""
+    found: dict[str, np.ndarray] = {}
     for variable in {q.variable for q in quantities}:
         members = [q for q in quantities if q.variable == variable]
-        array = _open(folder, f"posterior/{variable}")[:, ::stride]
-        if members[0].index:
+        array = _open(folder, f"posterior/{variable}")[:, :rows:stride]
+        if members[0].element:
             # One index array for each trailing axis; they broadcast together into a last axis of quantities.
-            values = np.asarray(
-                array[(slice(None), slice(None), *map(list, zip(*(q.index for q in members), strict=True)))]
-                .read()
-                .result()
-            )
+            elements = [list(axis) for axis in zip(*(q.element for q in members), strict=True)]
+            values = np.asarray(array[(slice(None), slice(None), *elements)].read().result())
         else:
             values = np.asarray(array.read().result())[..., None]
         found |= {q.name: np.asarray(values[..., i], float) for i, q in enumerate(members)}

@@ -106,7 +106,7 @@ class ZarrStore:
             for future in pending:
                 future.result()
         except Exception as error:
-            raise _disk_error(error, self.root, self._published) from error
+            raise disk_error(error, self.root, self._published) from error
         if self._published != self.rows:
             for path, metadata in self._metadata.items():
                 metadata["shape"][1] = self.rows
@@ -120,7 +120,7 @@ class ZarrStore:
         try:
             array[...].write(value).result()
         except Exception as error:
-            raise _disk_error(error, self.root, self._published) from error
+            raise disk_error(error, self.root, self._published) from error
         write_json(self.root / path / "zarr.json", metadata)
 
     def read(self, path: str) -> np.ndarray:
@@ -210,7 +210,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise _disk_error(error, path.parent, None) from error
+        raise disk_error(error, path.parent, None) from error
 
 
 def _storable(value: Any) -> np.ndarray:
@@ -223,7 +223,8 @@ def _length(rows: Rows) -> int:
     return len(next(iter(rows.values()))) if rows else 0
 
 
-def _disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
+def disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
+    """The one line for a folder that cannot be written; `rows`: how many draws are known to be safe."""
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
     if any(word in str(error) for word in ("No space", "ENOSPC", "RESOURCE_EXHAUSTED")):
         code = errno.ENOSPC
