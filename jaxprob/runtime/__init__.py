@@ -3,6 +3,7 @@
 from jaxprob.runtime import _progress as progress
 from jaxprob.runtime._distributed import connect as connect
 from jaxprob.runtime._mesh import mesh as mesh
+from jaxprob.runtime._report import report as report
 from jaxprob.runtime._result import Result as Result
 from jaxprob.runtime._result import load as load
 from jaxprob.runtime._run import Run as Run
@@ -31,6 +32,7 @@ __all__ = [
     "mesh",
     "progress",
     "r_hat",
+    "report",
     "run",
     "sample",
     "wall_clock",
