@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import betainc
 
 from jaxprob import core
 from jaxprob.distributions._bijectors import inside_unit
+from jaxprob.distributions._incomplete import beta_cdf
 from jaxprob.distributions._log_mass import deviance, digamma_remainder, stirling
 from jaxprob.distributions._parameters import POSITIVE, REAL, check_order, set_parameters
 from jaxprob.distributions._supports import Interval, Support, UnitInterval
@@ -136,4 +136,4 @@ class Beta(Univariate):
 
     def _cdf(self, x: Array, concentration1: Array, concentration0: Array) -> Array:
         x, a, b = jnp.broadcast_arrays(x, concentration1, concentration0)
-        return betainc(a, b, jnp.clip(x, 0, 1))
+        return beta_cdf(a, b, jnp.clip(x, 0, 1))

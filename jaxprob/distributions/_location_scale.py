@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import betainc, ndtr, ndtri
+from jax.scipy.special import ndtr, ndtri
 
 from jaxprob import core
+from jaxprob.distributions._incomplete import student_t_cdf
 from jaxprob.distributions._log_mass import digamma_remainder
 from jaxprob.distributions._parameters import POSITIVE, REAL, set_parameters
 from jaxprob.distributions._special import exp_within, log1p_square, log_gamma_half_step, ratio
@@ -142,14 +143,7 @@ class StudentT(Univariate):
         return jnp.log(scale) + HALF_LOG_2PI - log_gamma_half_step(half) + 0.5 * (df + 1) * step
 
     def _cdf(self, x: Array, df: Array, loc: Array, scale: Array) -> Array:
-        z, half = jnp.broadcast_arrays(ratio(x - loc, scale * jnp.sqrt(df)), df / 2)
-        # The beta function of whichever of 1 / (1 + z^2) and z^2 / (1 + z^2) is the smaller, and so the more exact.
-        far = jnp.abs(z) > 1
-        square = jnp.where(far, 1 / jnp.where(far, z, 1), z) ** 2
-        one_half = jnp.full_like(half, 0.5)
-        part = betainc(jnp.where(far, half, one_half), jnp.where(far, one_half, half), square / (1 + square))
-        tail = jnp.where(far, part, 1 - part) / 2
-        return jnp.where(z > 0, 1 - tail, tail)
+        return student_t_cdf(*jnp.broadcast_arrays(df, ratio(x - loc, scale)))
 
 
 @core.pytree

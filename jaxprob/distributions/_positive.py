@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import erf, erfinv, gammainc, gammaincc, gammaln, ndtr, ndtri
+from jax.scipy.special import erf, erfinv, gammaln, ndtr, ndtri
 
 from jaxprob import core
+from jaxprob.distributions._incomplete import gamma_cdf
 from jaxprob.distributions._location_scale import HALF_LOG_2PI
 from jaxprob.distributions._log_mass import deviance, digamma_remainder, stirling
 from jaxprob.distributions._parameters import POSITIVE, REAL, set_parameters
@@ -257,7 +258,7 @@ class Gamma(Univariate):
 
     def _cdf(self, x: Array, concentration: Array, rate: Array) -> Array:
         x, a, b = jnp.broadcast_arrays(jnp.maximum(x, 0), concentration, rate)
-        return gammainc(a, b * x)
+        return gamma_cdf(a, b * x)
 
 
 @core.pytree
@@ -312,7 +313,7 @@ class InverseGamma(Univariate):
     def _cdf(self, x: Array, concentration: Array, scale: Array) -> Array:
         outside = x <= 0
         x, a, b = jnp.broadcast_arrays(jnp.where(outside, 1, x), concentration, scale)
-        return jnp.where(outside, 0, gammaincc(a, b / x))
+        return jnp.where(outside, 0, gamma_cdf(a, ratio(b, x), upper=True))
 
 
 _EULER = 0.5772156649015329
