@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprob.core._scalars import floats, sigmoid
 
@@ -62,21 +63,20 @@ def _logsumexp_jvp(
     axis: tuple[int, ...], primals: tuple[Any, Any], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
     (x, weights), (dx, dweights) = primals, tangents
-    value = _logsumexp(x, weights, axis)
     present = jnp.ones_like(x) if weights is None else weights
-    infinite = jnp.isposinf(x) & (present != 0)
-    # The cap concerns terms of weight zero only, whose exponential may overflow.
-    cap = math.log(float(jnp.finfo(x.dtype).max)) - 1.0
-    absent = (present == 0) & ~jnp.isfinite(x)
-    exponent = jnp.where(infinite | absent, 0.0, x) - jnp.where(jnp.isfinite(value), value, 0.0)
-    ratio = jnp.where(absent, 0.0, jnp.exp(jnp.minimum(exponent, cap)))
-    count = jnp.sum(jnp.where(infinite, present, 0.0), axis, keepdims=True)
-    at_infinity = jnp.where(infinite, 1.0, 0.0) / jnp.where(count == 0, 1.0, count)
-    ratio = jnp.where(value == jnp.inf, at_infinity, jnp.where(value == -jnp.inf, 0.0, ratio))
+    # The shares come from the terms themselves: exp(x - value) would carry the rounding of a large value.
+    x = jnp.where((present == 0) & ~jnp.isfinite(x), -jnp.inf, x)
+    top = lax.stop_gradient(jnp.max(jnp.where(present == 0, -jnp.inf, x), axis, keepdims=True, initial=-jnp.inf))
+    # The cap concerns terms of weight zero only, whose share may overflow beside the others.
+    cap = 0.9 * math.log(float(jnp.finfo(x.dtype).max))
+    terms = jnp.exp(jnp.minimum(x - jnp.where(jnp.isfinite(top), top, 0.0), cap))
+    terms = jnp.where(top == jnp.inf, jnp.where(x == jnp.inf, 1.0, 0.0), terms)
+    total = jnp.sum(present * terms, axis, keepdims=True)
+    ratio = jnp.where(total == 0, 0.0, terms / jnp.where(total == 0, 1.0, total))
     change = jnp.where(present == 0, 0.0, ratio * present) * dx
     if weights is not None:
         change = change + ratio * dweights
-    return value, jnp.sum(change, axis, keepdims=True)
+    return _logsumexp(x, weights, axis), jnp.sum(change, axis, keepdims=True)
 
 
 def logsumexp(

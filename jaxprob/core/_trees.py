@@ -95,7 +95,7 @@ def norm(tree: Any, order: float = 2.0) -> jax.Array:
         return jnp.zeros((), dtype)
     largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
     if order == jnp.inf:
-        return largest
+        return jnp.where(largest == 0, 0.0, largest)
     # Scaled by the largest entry, so that squares neither overflow nor underflow; the norm does not depend on it.
     scale = lax.stop_gradient(jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0))
     total = sum(jnp.sum((leaf / scale) ** order) for leaf in leaves)

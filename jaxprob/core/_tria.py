@@ -50,7 +50,7 @@ def _lower_orthogonal_jvp(
     upper = jnp.triu(solve_triangular(regular, jnp.where(rows, 0.0, p)), 1)
     skew = swap_axes(upper) - upper
     dfactor = p + matmul(factor, skew)
-    dfactor = jnp.where(jnp.tril(jnp.ones((n, n), bool)) | rows, dfactor, 0.0)
+    dfactor = jnp.where(rows, dfactor, jnp.tril(dfactor))
     # What da adds outside the row space of Q, seen through L.
     outside = jnp.where(rows, 0.0, da - matmul(p, q))
     return (factor, q), (dfactor, solve_triangular(regular, outside) - matmul(skew, q))
