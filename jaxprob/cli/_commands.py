@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxprob.cli import _errors, _target
 
+_ROWS, _ELEMENTS = 24, 3  # of a summary on the terminal: rows at most, and of an array if that is too many
 _FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -180,7 +181,7 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
         again = f"; {again}" if result.path else ""
         print(f"jaxprob: stopped by a signal; {safe}{again}.", file=sys.stderr)
         return code
-    print(f"\n{_head(str(result.summary()))}\n\n{result.diagnose()}\n")
+    print(f"\n{_head(result.summary())}\n\n{result.diagnose()}\n")
     if result.path is None:
         print("The draws were not kept; give --out DIR to keep them, with a report.")
         return code
@@ -232,12 +233,24 @@ def _demo_directory(out: str | None) -> tuple[Path, bool, str]:
     raise _errors.CommandError("runs/ is full of demos; remove some, or give --out DIR.")
 
 
-def _head(text: str, lines: int = 16) -> str:
-    """The beginning of a long table."""
-    rows = text.splitlines()
-    if len(rows) <= lines + 2:
-        return text
-    return "\n".join([*rows[:lines], f"... {len(rows) - lines:,} more rows"])
+def _head(summary: Any) -> str:
+    """The beginning of a summary: scalars first, then a few elements of each array; all of a short one."""
+    import dataclasses
+
+    groups: dict[str, list[int]] = {}
+    for row, name in enumerate(summary.names):
+        groups.setdefault(name.partition("[")[0], []).append(row)
+    ordered = sorted(groups.items(), key=lambda group: len(group[1]))
+    most = _ROWS if len(summary) <= _ROWS else _ELEMENTS
+    rows = [row for _, members in ordered for row in members[:most]][:_ROWS]
+    columns = {
+        field.name: getattr(summary, field.name)[rows]
+        for field in dataclasses.fields(summary)
+        if field.name != "names" and hasattr(getattr(summary, field.name), "shape")
+    }
+    table = str(dataclasses.replace(summary, names=[summary.names[row] for row in rows], **columns))
+    left_out = len(summary) - len(rows)
+    return f"{table}\n... {left_out:,} more rows" if left_out else table
 
 
 def _shortest(path: Path) -> str:

@@ -56,6 +56,7 @@ def posterior() -> Any:
 
 def figures(result: Any) -> dict[str, Any]:
     """Raw rates beside the rates the model finds, for the report."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     cases, women = load_counties()
@@ -64,23 +65,24 @@ def figures(result: Any) -> dict[str, Any]:
     mean = rate.mean(axis=(0, 1))
     low, high = np.quantile(rate, [0.05, 0.95], axis=(0, 1))
     average = float(cases.sum() / women.sum() * 1000)
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis in (left, right):
-        axis.axhline(average, color="#8b98a1", lw=0.8, ls="--", zorder=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    left.vlines(women, np.minimum(raw, mean), np.maximum(raw, mean), color="#c9d3da", lw=0.7)
-    left.plot(women, raw, ".", color="#e08a1e", ms=5, alpha=0.8, label="raw: cases / women")
-    left.plot(women, mean, ".", color="#2b6a99", ms=5, label="shrunken: posterior mean")
-    left.set(
-        xscale="log", xlabel="women in the county", ylabel="cases per 1,000 women", title="small counties move most"
-    )
-    left.legend(frameon=False)
-    order = np.argsort(mean)
-    place = np.arange(len(order))
-    right.vlines(place, low[order], high[order], color="#2b6a99", alpha=0.35, lw=1)
-    right.plot(place, mean[order], ".", color="#2b6a99", ms=3, label="posterior mean and 90 % interval")
-    right.plot(place, raw[order], ".", color="#e08a1e", ms=3, alpha=0.8, label="raw rate")
-    right.set(xlabel="counties, by posterior mean", title="what is known of each county")
-    right.legend(frameon=False, loc="upper left")
+    with matplotlib.rc_context({"font.size": 8.5, "axes.titlesize": 9.5}):
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axis in (left, right):
+            axis.axhline(average, color="#8b98a1", lw=0.8, ls="--", zorder=0)
+            axis.spines[["top", "right"]].set_visible(False)
+        left.vlines(women, np.minimum(raw, mean), np.maximum(raw, mean), color="#c9d3da", lw=0.7)
+        left.plot(women, raw, ".", color="#e08a1e", ms=5, alpha=0.8, label="raw: cases / women")
+        left.plot(women, mean, ".", color="#2b6a99", ms=5, label="shrunken: posterior mean")
+        left.set(
+            xscale="log", xlabel="women in the county", ylabel="cases per 1,000 women", title="small counties move most"
+        )
+        left.legend(frameon=False)
+        order = np.argsort(mean)
+        place = np.arange(len(order))
+        right.vlines(place, low[order], high[order], color="#2b6a99", alpha=0.35, lw=1)
+        right.plot(place, mean[order], ".", color="#2b6a99", ms=3, label="posterior mean and 90 % interval")
+        right.plot(place, raw[order], ".", color="#e08a1e", ms=3, alpha=0.8, label="raw rate")
+        right.set(xlabel="counties, by posterior mean", title="what is known of each county")
+        right.legend(frameon=False, loc="upper left")
     return {"Raw and shrunken rates": figure}

@@ -117,7 +117,7 @@ def energy(values: np.ndarray, e_bfmi: np.ndarray) -> Figure:
     left.set(yticks=[], ylim=(0, None), title="energy")
     left.spines["left"].set_visible(False)
     left.legend(loc="upper right")
-    order = np.argsort(e_bfmi)[: 4 * CHAINS]
+    order = np.argsort(e_bfmi)[: 4 * CHAINS] if len(e_bfmi) > CHAINS else np.arange(len(e_bfmi))
     colours = [RED if value < 0.3 else BLUE for value in e_bfmi[order]]
     right.bar(np.arange(len(order)), e_bfmi[order], color=colours, width=0.6)
     right.axhline(0.3, color=RED, lw=0.8, ls="--")

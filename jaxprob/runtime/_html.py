@@ -41,6 +41,7 @@ td.warn { color: var(--warn); font-weight: 650; } td.bad { color: var(--bad); fo
 tr.rest td { color: var(--soft); font-style: italic; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 table.facts td:first-child { color: var(--soft); white-space: nowrap; padding-right: 26px; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 64px; }
 figure { margin: 10px 0 18px; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: 13.5px; max-width: 88ch; margin-bottom: 8px; }
@@ -130,10 +131,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def facts(pairs: Mapping[str, Any]) -> str:
-    """A table of two columns: what, and its value."""
+def facts(title: str, pairs: Mapping[str, Any]) -> str:
+    """A heading, and a table of two columns: what, and its value. Nothing at all for nothing."""
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in pairs.items())
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+    return f'<div>{heading(title)}<table class="facts"><tbody>{rows}</tbody></table></div>' if rows else ""
+
+
+def side_by_side(parts: Iterable[str]) -> str:
+    """Parts beside each other as long as there is room."""
+    return f'<div class="beside">{"".join(parts)}</div>'
 
 
 def details(summary: str, content: str) -> str:

@@ -73,7 +73,7 @@ class Lines:
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._clock = clock
-        self._began = self._last = clock()
+        self._began = self._last = self._since = clock()
         self._pace = _Pace()
         self._tenth = 0
         self._phase = ""
@@ -85,9 +85,12 @@ class Lines:
         self._write(", ".join(describe_plan(plan)))
 
     def phase(self, name: str) -> None:
-        """Says at once that a program is being compiled; the other phases are named in the lines of `update`."""
+        """Says at once that a program is being compiled, and then how long it took; `update` names other phases."""
         if name != self._phase and name == "compiling":
             self._write("compiling ...")
+            self._since = self._clock()
+        if name != self._phase and self._phase == "compiling":
+            self._write(f"compiled in {self._clock() - self._since:.1f} s")
         self._phase = name
 
     def update(self, status: Mapping[str, Any]) -> None:

@@ -156,7 +156,7 @@ def _summary(quantities: Sequence[_Quantity], table: analysis.Summary) -> _html.
     for quantity in quantities:
         groups.setdefault(quantity.variable, []).append(quantity)
     short: list[Sequence[Any]] = []
-    for variable, members in groups.items():
+    for variable, members in sorted(groups.items(), key=lambda item: len(item[1])):  # scalars first
         worst = sorted(members, key=lambda q: -q.badness)[: len(members) if len(members) <= _ELEMENTS else 3]
         short += [_row(quantity, wanted) for quantity in members if quantity in worst]
         if rest := [quantity for quantity in members if quantity not in worst]:
@@ -166,9 +166,9 @@ def _summary(quantities: Sequence[_Quantity], table: analysis.Summary) -> _html.
             short.append([note])
     parts = [
         _html.paragraph(
-            f"Mean, standard deviation and {probability:.0%} interval (eti) of each quantity; how many independent "
-            "draws its bulk and its tails are worth (ess; 100 a chain wanted), how well the chains agree (r_hat; at "
-            "most 1.01 wanted), and the Monte Carlo error of the mean (mcse)."
+            f"Mean, standard deviation and {100 * probability:.3g} % interval (eti) of each quantity; how many "
+            "independent draws its bulk and its tails are worth (ess; 100 a chain wanted), how well the chains agree "
+            "(r_hat; at most 1.01 wanted), and the Monte Carlo error of the mean (mcse)."
         ),
         _html.table(columns, short),
     ]
@@ -277,8 +277,9 @@ def _predictive(folder: Path, arrays: Sequence[str]) -> _html.Section:
         low, high = np.quantile(predicted, [0.05, 0.95], axis=0)
         inside = float(np.mean((low <= observed) & (observed <= high)))
         caption = (
-            f"Data simulated from the posterior beside the data. {inside:.0%} of the {observed.size:,} observations "
-            "lie in the 90 % interval simulated for them. A model that fits gives data that look like those observed."
+            f"Data simulated from the posterior beside the data. {100 * inside:.0f} % of the {observed.size:,} "
+            "observations lie in the 90 % interval simulated for them. A model that fits gives data that look like "
+            "those observed."
         )
         section.parts.append(_html.heading(variable))
         section.parts.append(
@@ -304,11 +305,12 @@ def _configuration(result: Result, folder: Path, rows: int) -> _html.Section:
         "started": meta.get("started", ""),
     }
     times = {name: f"{seconds:,.1f} s" for name, seconds in meta.get("times", {}).items()}
-    parts = [_html.facts({name: value for name, value in run.items() if value not in ("", None)})]
-    if times:
-        parts += [_html.heading("Times"), _html.facts(times)]
-    parts += [_html.heading("Versions"), _html.facts(meta.get("versions", {}))]
-    return _html.Section("Configuration", *parts)
+    parts = [
+        _html.facts("Run", {name: value for name, value in run.items() if value not in ("", None)}),
+        _html.facts("Times", times),
+        _html.facts("Versions", meta.get("versions", {})),
+    ]
+    return _html.Section("Configuration", _html.side_by_side(parts))
 
 
 def _worst(quantities: Sequence[_Quantity], count: int, each: int) -> list[_Quantity]:

@@ -31,7 +31,10 @@ class Result:
         self.meta = {"status": status}
 
     def summary(self):
-        return "name mean\n" + "\n".join(f"x[{i}] 0.0" for i in range(40))
+        from jaxprob.analysis import Summary
+
+        names = [f"theta[{i}]" for i in range(40)] + ["tau"]
+        return Summary(names, *np.arange(9 * 41.0).reshape(9, 41), probability=0.9, chains=4, draws=10)
 
     def diagnose(self):
         return types.SimpleNamespace(ok=self.ok, __str__=lambda self: "fine")
@@ -131,8 +134,10 @@ def test_draws_without_a_folder_say_that_they_are_lost(runtime, model, capsys):
     assert main(["sample", model]) == 0
     text = capsys.readouterr().out
     assert "give --out DIR" in text
-    assert "x[15]" not in text  # a long summary is cut
-    assert "more rows" in text
+    # A long summary is cut: scalars first, then some elements.
+    names = [line.split()[0] for line in text.splitlines() if line.startswith(("t", "..."))]
+    assert names == ["tau", "theta[0]", "theta[1]", "theta[2]", "..."]
+    assert "... 37 more rows" in text
 
 
 def test_exit_codes(runtime, model, tmp_path, capsys):

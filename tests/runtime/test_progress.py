@@ -41,6 +41,7 @@ def test_plain_lines_of_a_short_run():
     progress.start(PLAN)
     progress.phase("compiling")
     assert lines(progress)[-1] == "jaxprob: compiling ..."  # at once, before anything is known
+    clock.now += 3.25
     for step in range(50, 1001, 50):
         clock.now += 0.5
         progress.phase("warm-up" if step <= 500 else "sampling")
@@ -49,15 +50,16 @@ def test_plain_lines_of_a_short_run():
     progress.close()
     found = lines(progress)
     assert found[0] == ("jaxprob: nuts, 4 chains on 2 cpu devices, 500 warm-up steps and 500 draws each, to runs/demo")
-    assert found[2] == (
+    assert found[2] == "jaxprob: compiled in 3.8 s"
+    assert found[3] == (
         "jaxprob: warm-up   10%  draws 0  divergences 2  step size 0.4  gradients/draw 7.0  1,234 steps/s  0:00:09 left"
     )
-    assert found[8] == (
+    assert found[9] == (
         "jaxprob: sampling  70%  draws 800  divergences 2  step size 0.4  gradients/draw 7.0  1,234 draws/s  "
         "0:00:03 left  R-hat 1.012  ESS 432"
     )
     assert found[-1] == "jaxprob: finished: 4 chains in runs/demo"
-    assert len(found) == 13  # plan, compiling, ten tenths, the last word
+    assert len(found) == 14  # plan, compiling, compiled, ten tenths, the last word
 
 
 def test_a_line_after_ten_seconds_and_few_lines_in_a_long_run():
