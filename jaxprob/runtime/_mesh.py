@@ -89,7 +89,7 @@ def resolve_mesh(devices: Any, chains: int, function: str = "sample") -> Mesh:
     if isinstance(devices, (list, tuple)) and devices:
         return resolve_mesh(mesh(chains=len(devices), devices=devices), chains, function)
     raise core.bad_type(
-        function, "devices", devices, "None, a number of devices, a list of devices or runtime.mesh(...)"
+        function, "devices", core.describe(devices), "None, a number of devices, a list of devices or runtime.mesh(...)"
     )
 
 

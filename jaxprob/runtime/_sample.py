@@ -161,7 +161,7 @@ class _Plan:
         if warmup is not None and (isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0):
             raise core.bad_value("sample", "warmup", warmup, "an integer of at least 0")
         if executor not in _program.EXECUTORS:
-            raise core.bad_value("sample", "executor", executor, f"one of {_program.EXECUTORS}")
+            raise core.bad_value("sample", "executor", core.describe(executor), f"one of {_program.EXECUTORS}")
         self.target, self.key, self.chains, self.draws, self.thin = target, key, chains, draws, thin
         self.executor = executor
         self.mesh = resolve_mesh(devices, chains)
@@ -170,7 +170,7 @@ class _Plan:
         algorithm = mcmc.nuts if algorithm is None else algorithm
         ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
         if not ready and not callable(algorithm):
-            raise core.bad_type("sample", "algorithm", algorithm, "a factory such as mcmc.nuts, or an algorithm")
+            raise core.bad_type("sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm")
         self.warmup = (0 if ready else WARMUP) if warmup is None else warmup
         self.algorithm_name = describe_algorithm(algorithm)
         self.build = AsGiven(algorithm) if ready else WithWarmup(algorithm, self.warmup)

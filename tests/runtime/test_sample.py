@@ -122,9 +122,11 @@ def test_the_log_density_is_traced_at_most_twice():
 def test_another_number_of_draws_compiles_nothing_new():
     from jaxprob.runtime import _program
 
-    cheap(draws=2000)
+    target, _ = _targets.elementwise(2)
+    algorithm = _targets.random_walk(target)
+    cheap(draws=2000, algorithm=algorithm)
     before = _program._chunk_sharded._cache_size()
-    cheap(draws=3000)
+    cheap(draws=3000, algorithm=algorithm)
     assert _program._chunk_sharded._cache_size() == before
 
 
