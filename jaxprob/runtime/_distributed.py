@@ -48,6 +48,6 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
             "an address, since neither Slurm, Open MPI nor a TPU pod was found",
             "Pass coordinator='host:port', num_processes and process_id",
         )
-    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+    if getattr(jax.config, "jax_platforms", None) == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**given)

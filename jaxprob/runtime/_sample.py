@@ -211,7 +211,7 @@ class _Plan:
                 "device": self.mesh.devices.flat[0].device_kind,
                 "processes": jax.process_count(),
             },
-            "x64": bool(jax.config.jax_enable_x64),
+            "x64": bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64),
             "data": _directory.fingerprint(self.target),
             "leaves": leaves,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
