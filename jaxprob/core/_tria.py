@@ -107,8 +107,8 @@ def cholesky_update(factor: Any, vectors: Any, sign: int = +1) -> jax.Array:
     Returns:
       (..., n, n), leading axes broadcast.
 
-    >>> cholesky_update(jnp.eye(1), jnp.array([[0.6]]), -1).tolist()
-    [[0.8...]]
+    >>> cholesky_update(2.0 * jnp.eye(1), jnp.array([[1.5]]), +1).tolist()
+    [[2.5]]
     """
     factor, vectors = as_float(factor), as_float(vectors)
     check_matrix("cholesky_update", "factor", factor, square=True)
