@@ -170,7 +170,9 @@ class _Plan:
         algorithm = mcmc.nuts if algorithm is None else algorithm
         ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
         if not ready and not callable(algorithm):
-            raise core.bad_type("sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm")
+            raise core.bad_type(
+                "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
+            )
         self.warmup = (0 if ready else WARMUP) if warmup is None else warmup
         self.algorithm_name = describe_algorithm(algorithm)
         self.build = AsGiven(algorithm) if ready else WithWarmup(algorithm, self.warmup)

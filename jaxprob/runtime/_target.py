@@ -39,7 +39,10 @@ def as_target(posterior: Any, function: str = "sample") -> Any:
     if callable(posterior):
         return Function(posterior)
     raise core.bad_type(
-        function, "posterior", core.describe(posterior), "a posterior (program.condition(...)) or a log density function"
+        function,
+        "posterior",
+        core.describe(posterior),
+        "a posterior (program.condition(...)) or a log density function",
     )
 
 

@@ -86,7 +86,9 @@ def wall_clock(limit: str | float) -> Until:
     if isinstance(limit, str):
         parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", limit)
         if not parts or "".join(a + b for a, b in parts) != limit.strip():
-            raise core.bad_value("wall_clock", "limit", core.describe(limit), "a duration such as '90s', '30m', '2h' or '1h30m'")
+            raise core.bad_value(
+                "wall_clock", "limit", core.describe(limit), "a duration such as '90s', '30m', '2h' or '1h30m'"
+            )
         limit = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not limit > 0:
         raise core.bad_value("wall_clock", "limit", limit, "a positive duration")
