@@ -18,12 +18,15 @@ from jaxprob.distributions._binomial import Binomial as Binomial
 from jaxprob.distributions._binomial import Multinomial as Multinomial
 from jaxprob.distributions._bounded import Beta as Beta
 from jaxprob.distributions._bounded import Uniform as Uniform
+from jaxprob.distributions._combinators import Independent as Independent
+from jaxprob.distributions._combinators import Transformed as Transformed
 from jaxprob.distributions._counts import NegativeBinomial as NegativeBinomial
 from jaxprob.distributions._counts import Poisson as Poisson
 from jaxprob.distributions._dirichlet import Dirichlet as Dirichlet
 from jaxprob.distributions._discrete import Bernoulli as Bernoulli
 from jaxprob.distributions._discrete import Categorical as Categorical
 from jaxprob.distributions._distribution import Distribution as Distribution
+from jaxprob.distributions._empirical import Empirical as Empirical
 from jaxprob.distributions._improper import Delta as Delta
 from jaxprob.distributions._improper import Flat as Flat
 from jaxprob.distributions._location_scale import Cauchy as Cauchy
@@ -33,6 +36,7 @@ from jaxprob.distributions._location_scale import Normal as Normal
 from jaxprob.distributions._location_scale import StudentT as StudentT
 from jaxprob.distributions._matrix import LKJCholesky as LKJCholesky
 from jaxprob.distributions._matrix import Wishart as Wishart
+from jaxprob.distributions._mixture import Mixture as Mixture
 from jaxprob.distributions._multivariate import MultivariateNormal as MultivariateNormal
 from jaxprob.distributions._multivariate import MultivariateStudentT as MultivariateStudentT
 from jaxprob.distributions._positive import Exponential as Exponential
@@ -66,6 +70,7 @@ from jaxprob.distributions._supports import Simplex as Simplex
 from jaxprob.distributions._supports import Sphere as Sphere
 from jaxprob.distributions._supports import Support as Support
 from jaxprob.distributions._supports import UnitInterval as UnitInterval
+from jaxprob.distributions._truncated import Truncated as Truncated
 from jaxprob.distributions._truncated_normal import TruncatedNormal as TruncatedNormal
 from jaxprob.distributions._vector_bijectors import Direction as Direction
 from jaxprob.distributions._vector_bijectors import FillTriangular as FillTriangular
@@ -75,3 +80,4 @@ from jaxprob.distributions._vector_bijectors import PlaneAngle as PlaneAngle
 from jaxprob.distributions._vector_bijectors import SignedStickBreaking as SignedStickBreaking
 from jaxprob.distributions._vector_bijectors import StickBreaking as StickBreaking
 from jaxprob.distributions._von_mises import VonMises as VonMises
+from jaxprob.distributions._zero_inflated import ZeroInflated as ZeroInflated

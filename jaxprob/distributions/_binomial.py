@@ -19,7 +19,7 @@ from jaxprob.distributions import _count_samplers as samplers
 from jaxprob.distributions._counts import integer_quantile, whole
 from jaxprob.distributions._discrete import enumerate_integers, log_weights, probabilities, set_weights, weights_shape
 from jaxprob.distributions._distribution import Distribution
-from jaxprob.distributions._log_mass import deviance, stirling
+from jaxprob.distributions._log_mass import deviance, outside, stirling
 from jaxprob.distributions._odds import odds, set_odds
 from jaxprob.distributions._parameters import (
     NON_NEGATIVE,
@@ -116,7 +116,7 @@ class Binomial(Univariate):
             - deviance(k, n * p, log_n + log_p, excess)
             - deviance(rest, n * q, log_n + log_q, -excess)
         )
-        return jnp.where(valid, log_mass, -jnp.inf)
+        return jnp.where(valid, log_mass, outside(x))
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         chances = odds(self.probs, self.logits)
@@ -131,9 +131,14 @@ class Binomial(Univariate):
     def _cdf(self, x: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         x, n, q = jnp.broadcast_arrays(jnp.floor(x), n, q)
         inner = (x >= 0) & (x < n)
-        k = jnp.where(inner, x, 0)
-        below = betainc(jnp.where(inner, n - k, 1), k + 1, q)
-        return jnp.where(inner, below, jnp.where(x < 0, 0.0, 1.0))
+        k, rest = jnp.where(inner, x, 0), jnp.where(inner, n - x, 1)
+        return jnp.where(inner, betainc(rest, k + 1, q), jnp.where(x < 0, 0.0, 1.0))
+
+    def _survival(self, x: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
+        x, n, p = jnp.broadcast_arrays(jnp.floor(x), n, p)
+        inner = (x >= 0) & (x < n)
+        k, rest = jnp.where(inner, x, 0), jnp.where(inner, n - x, 1)
+        return jnp.where(inner, betainc(k + 1, rest, p), jnp.where(x < 0, 1.0, 0.0))
 
     def _quantile(self, u: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         shape = np.broadcast_shapes(n.shape, p.shape)
@@ -197,7 +202,7 @@ class BetaBinomial(Univariate):
         pooled = stirling(ones) + stirling(zeros) - stirling(total)
         prior = stirling(a) + stirling(b) - stirling(c)
         scale = jnp.log(a) - jnp.log(c) - log_one + jnp.log(b) - jnp.log(zeros)
-        return jnp.where(valid, choices + pooled - prior + scale - apart, -jnp.inf)
+        return jnp.where(valid, choices + pooled - prior + scale - apart, outside(x))
 
     def _draw(
         self, key: core.Key, shape: tuple[int, ...], dtype: Any, n: jax.Array, a: jax.Array, b: jax.Array
@@ -243,40 +248,40 @@ class Multinomial(Distribution):
     def __post_init__(self) -> None:
         _set_total(self)
         set_weights(self)
-        shapes = {"the batch of probabilities": weights_shape(self)[:-1], "total_count": self.total_count.shape}
+        shapes = {"the batch of probabilities": weights_shape(self.probs, self.logits)[:-1], "total_count": self.total_count.shape}
         check_shapes("Multinomial", **shapes)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        return np.broadcast_shapes(jnp.shape(self.total_count), weights_shape(self)[:-1])
+        return np.broadcast_shapes(jnp.shape(self.total_count), weights_shape(self.probs, self.logits)[:-1])
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return weights_shape(self)[-1:]
+        return weights_shape(self.probs, self.logits)[-1:]
 
     @property
     def support(self) -> Support:
         return CountVector(self.total_count)
 
     def mean(self) -> jax.Array:
-        n, p = self._aligned(probabilities(self))
+        n, p = self._aligned(probabilities(self.probs, self.logits))
         return n * p
 
     def variance(self) -> jax.Array:
-        n, p = self._aligned(probabilities(self))
+        n, p = self._aligned(probabilities(self.probs, self.logits))
         return n * p * (1 - p)
 
     def _aligned(self, *values: jax.Array) -> list[jax.Array]:
         return align(jnp.expand_dims(self.total_count, -1), *values)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        return samplers.multinomial(key, self.total_count, probabilities(self), shape + self.batch_shape)
+        return samplers.multinomial(key, self.total_count, probabilities(self.probs, self.logits), shape + self.batch_shape)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        n, x, p, log_p = self._aligned(value, probabilities(self), log_weights(self))
+        n, x, p, log_p = self._aligned(value, probabilities(self.probs, self.logits), log_weights(self.probs, self.logits))
         k, valid = whole(x)
         # The deviances add up to that of normalised probabilities, whatever rounding has done to their sum.
         parts = stirling(k) + deviance(k, n * p, core.safe_log(n) + log_p, n * p - k)
         log_mass = stirling(n)[..., 0] - jnp.sum(parts, axis=-1)
         valid = jnp.all(valid, axis=-1) & (jnp.sum(k, axis=-1) == n[..., 0])
-        return jnp.where(valid, log_mass, -jnp.inf)
+        return jnp.where(valid, log_mass, outside(jnp.sum(x, axis=-1)))

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, gammaincc
+from jax.scipy.special import betainc, gammainc, gammaincc
 
 from jaxprob import core
 from jaxprob.distributions import _count_samplers as samplers
-from jaxprob.distributions._log_mass import deviance, stirling
+from jaxprob.distributions._log_mass import deviance, outside, stirling
 from jaxprob.distributions._odds import one_of
 from jaxprob.distributions._parameters import (
     NON_NEGATIVE,
@@ -67,7 +67,7 @@ class Poisson(Univariate):
     def _log_density(self, x: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         k, valid = whole(x)
         log_mass = -stirling(k) - deviance(k, rate, log_rate, rate - k)
-        return jnp.where(valid, log_mass, -jnp.inf)
+        return jnp.where(valid, log_mass, outside(x))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, rate: Any, log_rate: Any) -> jax.Array:
         return samplers.poisson(key, rate, shape)
@@ -81,6 +81,10 @@ class Poisson(Univariate):
     def _cdf(self, x: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         x, rate = jnp.broadcast_arrays(jnp.floor(x), rate)
         return jnp.where(x >= 0, gammaincc(jnp.maximum(x, 0) + 1, rate), 0.0)
+
+    def _survival(self, x: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
+        x, rate = jnp.broadcast_arrays(jnp.floor(x), rate)
+        return jnp.where(x >= 0, gammainc(jnp.maximum(x, 0) + 1, rate), 1.0)
 
     def _quantile(self, u: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         return integer_quantile(lambda k: self._cdf(k, rate, log_rate), u, rate.shape)
@@ -146,7 +150,7 @@ class NegativeBinomial(Univariate):
             - deviance(r, n * p, log_n + jax.nn.log_sigmoid(-log_odds), -excess)
             - deviance(k, n * q, log_n + jax.nn.log_sigmoid(log_odds), excess)
         )
-        return jnp.where(valid, log_mass, -jnp.inf)
+        return jnp.where(valid, log_mass, outside(x))
 
     def _draw(
         self, key: core.Key, shape: tuple[int, ...], dtype: Any, mean: jax.Array, log_mean: jax.Array, r: jax.Array
@@ -165,6 +169,10 @@ class NegativeBinomial(Univariate):
     def _cdf(self, x: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
         x, r, p = jnp.broadcast_arrays(jnp.floor(x), r, r / (r + mean))
         return jnp.where(x >= 0, betainc(r, jnp.maximum(x, 0) + 1, p), 0.0)
+
+    def _survival(self, x: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
+        x, r, q = jnp.broadcast_arrays(jnp.floor(x), r, mean / (r + mean))
+        return jnp.where(x >= 0, betainc(jnp.maximum(x, 0) + 1, r, q), 1.0)
 
     def _quantile(self, u: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
         shape = np.broadcast_shapes(mean.shape, r.shape)
@@ -198,17 +206,40 @@ def integer_quantile(
       floating whole numbers; the largest number, or infinity without one, at u = 1.
     """
     u = broadcast_to(u, np.broadcast_shapes(u.shape, batch))
-    steps = 31 if jnp.finfo(u.dtype).bits <= 32 else 51
-    largest = 2.0 ** (steps - 1)
-    top = jnp.full(u.shape, largest, u.dtype) if high is None else broadcast_to(high, u.shape)
+    found = first_integer(lambda k: cdf(k) >= u, u.shape, u.dtype, jnp.zeros((), u.dtype), high)
+    if high is None:
+        found = jnp.where((u >= 1) | (found >= _largest(u.dtype)), jnp.inf, found)
+    return jnp.where((u >= 0) & (u <= 1), found, jnp.nan)
+
+
+def _largest(dtype: Any) -> float:
+    return 2.0**30 if jnp.finfo(dtype).bits <= 32 else 2.0**50
+
+
+def first_integer(
+    reached: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    dtype: Any,
+    low: jax.Array,
+    high: jax.Array | None,
+) -> jax.Array:
+    """The first whole number from `low` to `high` (2^30, or 2^50 in float64, if None) that has been reached.
+
+    Args:
+      reached: maps whole numbers of shape `shape` to booleans that turn from False to True once as they grow.
+      shape: shape of the result.
+      dtype: floating dtype of the numbers.
+      low: floating, broadcasts to `shape`.
+      high: floating, broadcasts to `shape`; the answer where no smaller number has been reached.
+    """
+    top = broadcast_to(jnp.asarray(_largest(dtype), dtype) if high is None else high, shape)
+    bottom = broadcast_to(low, shape) - 1
 
     def halve(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, top = carry
-        middle = jnp.floor((low + top) / 2)
-        reached = cdf(middle) >= u
-        return jnp.where(reached, low, middle), jnp.where(reached, middle, top)
+        bottom, top = carry
+        middle = jnp.floor((bottom + top) / 2)
+        done = reached(middle)
+        return jnp.where(done, bottom, middle), jnp.where(done, middle, top)
 
-    _, found = jax.lax.fori_loop(0, steps, halve, (jnp.full(u.shape, -1.0, u.dtype), top))
-    if high is None:
-        found = jnp.where((u >= 1) | (found >= largest), jnp.inf, found)
-    return jnp.where((u >= 0) & (u <= 1), jnp.maximum(found, 0.0), jnp.nan)
+    found = jax.lax.fori_loop(0, 31 if jnp.finfo(dtype).bits <= 32 else 51, halve, (bottom, top))[1]
+    return jnp.maximum(found, broadcast_to(low, shape))

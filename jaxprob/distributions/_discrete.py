@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions._distribution import Distribution
+from jaxprob.distributions._log_mass import outside
 from jaxprob.distributions._odds import odds, one_of, set_odds
 from jaxprob.distributions._parameters import PROBABILITY, Rule, align, broadcast_to, is_concrete, set_parameters
 from jaxprob.distributions._supports import Boolean, IntegerInterval, Support
@@ -57,7 +58,7 @@ class Bernoulli(Univariate):
         return enumerate_integers(2, self.batch_shape)
 
     def _log_density(self, x: jax.Array, p: Any, q: Any, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        return jnp.where(x == 1, log_p, jnp.where(x == 0, log_q, -jnp.inf))
+        return jnp.where(x == 1, log_p, jnp.where(x == 0, log_q, outside(x)))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, p: Any, q: Any, *logs: Any) -> jax.Array:
         # The smaller of the two probabilities is compared with, so that a rare outcome keeps all its digits.
@@ -75,6 +76,9 @@ class Bernoulli(Univariate):
 
     def _cdf(self, x: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         return jnp.where(x < 0, 0.0, jnp.where(x < 1, q, 1.0))
+
+    def _survival(self, x: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
+        return jnp.where(x < 0, 1.0, jnp.where(x < 1, p, 0.0))
 
     def _quantile(self, u: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         return jnp.where((u >= 0) & (u <= 1), jnp.where(u > q, 1.0, 0.0), jnp.nan)
@@ -104,18 +108,18 @@ class Categorical(Distribution):
     @property
     def num_categories(self) -> int:
         """Number of outcomes k."""
-        return weights_shape(self)[-1]
+        return weights_shape(self.probs, self.logits)[-1]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        return weights_shape(self)[:-1]
+        return weights_shape(self.probs, self.logits)[:-1]
 
     @property
     def support(self) -> Support:
         return IntegerInterval(0, self.num_categories - 1)
 
     def entropy(self) -> jax.Array:
-        log_p = log_weights(self)
+        log_p = log_weights(self.probs, self.logits)
         return -jnp.sum(_product(jnp.exp(log_p), log_p), axis=-1)
 
     def enumerate_support(self) -> jax.Array:
@@ -124,20 +128,21 @@ class Categorical(Distribution):
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         # "high": plain Gumbel noise in float32 never exceeds 16, which drops outcomes rarer than 1e-7.
-        return jax.random.categorical(key, log_weights(self), shape=shape + self.batch_shape, mode="high").astype(int)
+        return jax.random.categorical(
+            key, log_weights(self.probs, self.logits), shape=shape + self.batch_shape, mode="high"
+        ).astype(int)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        log_p = log_weights(self)
+        log_p = log_weights(self.probs, self.logits)
         (x,) = align(value) if value.dtype == bool else (value,)
         valid = (x >= 0) & (x < self.num_categories) & (x == jnp.floor(x))
         index = jnp.where(valid, x, 0).astype(int)
-        if log_p.ndim == 1:
-            return jnp.where(valid, log_p[index], -jnp.inf)
         rank = max(index.ndim + 1, log_p.ndim)
-        log_p = jnp.expand_dims(log_p, tuple(range(rank - log_p.ndim)))
         index = jnp.expand_dims(index, (*range(rank - 1 - index.ndim), -1))
+        log_p = jnp.expand_dims(log_p, tuple(range(rank - log_p.ndim)))
         picked = jnp.take_along_axis(log_p, index, axis=-1)[..., 0]
-        return jnp.where(jnp.broadcast_to(valid, picked.shape), picked, -jnp.inf)
+        valid, otherwise = (jnp.broadcast_to(a, picked.shape) for a in (valid, outside(x.astype(picked.dtype))))
+        return jnp.where(valid, picked, otherwise)
 
 
 def _product(p: jax.Array, log_p: jax.Array) -> jax.Array:
@@ -152,48 +157,44 @@ def enumerate_integers(count: int, batch: tuple[int, ...]) -> jax.Array:
     return broadcast_to(values, (count, *batch))
 
 
-def set_weights(distribution: Any) -> None:
-    """Converts and checks `probs` or `logits`, (*batch, k), of a distribution under construction."""
+def set_weights(distribution: Any, field: str = "probs") -> None:
+    """Converts and checks `logits` or the probabilities in `field`, (*batch, k), of a distribution under construction."""
     name = type(distribution).__name__
-    one_of(name, probs=distribution.probs, logits=distribution.logits)
-    field = "logits" if distribution.probs is None else "probs"
-    set_parameters(distribution, **{field: _LOGIT if field == "logits" else PROBABILITY})
-    value = getattr(distribution, field)
-    if jnp.ndim(value) == 0 or jnp.shape(value)[-1] == 0:
-        raise core.bad_value(name, field, f"of shape {jnp.shape(value)}", "a shape (*batch, k) with k >= 1")
+    one_of(name, **{field: getattr(distribution, field), "logits": distribution.logits})
+    given = "logits" if getattr(distribution, field) is None else field
+    set_parameters(distribution, **{given: _LOGIT if given == "logits" else PROBABILITY})
+    value = getattr(distribution, given)
+    if value.ndim == 0 or value.shape[-1] == 0:
+        raise core.bad_value(name, given, f"of shape {value.shape}", "a shape (*batch, k) with k >= 1")
     if not is_concrete(value):
         return
     numbers = np.asarray(value, dtype=np.float64)
-    if field == "logits":
+    if given == "logits":
         if np.isneginf(numbers).all(axis=-1).any():
-            raise core.bad_value(name, field, "-inf for every outcome", "at least one finite number per distribution")
+            raise core.bad_value(name, given, "-inf for every outcome", "at least one finite number per distribution")
         return
     totals = numbers.sum(axis=-1)
     # Data written with three decimals pass; what was never normalised does not.
     if (wrong := np.abs(totals - 1) > 1e-3 + 8 * float(jnp.finfo(value.dtype).eps)).any():
         raise core.bad_value(
             name,
-            field,
+            given,
             f"summing to {totals[wrong].ravel()[0]:.6g}",
             "probabilities that sum to 1",
             "Use logits=jnp.log(weights) for weights that are not normalised",
         )
 
 
-def weights_shape(distribution: Any) -> tuple[int, ...]:
-    """The shape (*batch, k) of `probs` or `logits`."""
-    return jnp.shape(distribution.logits if distribution.probs is None else distribution.probs)
+def weights_shape(probs: Any, logits: Any) -> tuple[int, ...]:
+    """The shape (*batch, k) of whichever is there."""
+    return jnp.shape(logits if probs is None else probs)
 
 
-def log_weights(distribution: Any) -> jax.Array:
+def log_weights(probs: Any, logits: Any) -> jax.Array:
     """Normalised log probabilities (*batch, k), with finite gradients where they are -inf."""
-    if distribution.probs is None:
-        return jax.nn.log_softmax(distribution.logits, axis=-1)
-    return core.safe_log(distribution.probs)
+    return jax.nn.log_softmax(logits, axis=-1) if probs is None else core.safe_log(probs)
 
 
-def probabilities(distribution: Any) -> jax.Array:
-    """Probabilities (*batch, k) from `probs` or `logits`."""
-    if distribution.probs is None:
-        return jax.nn.softmax(distribution.logits, axis=-1)
-    return distribution.probs
+def probabilities(probs: Any, logits: Any) -> jax.Array:
+    """Probabilities (*batch, k)."""
+    return jax.nn.softmax(logits, axis=-1) if probs is None else probs

@@ -84,3 +84,10 @@ def vector_shape(name: str, argument: str, vector: jax.Array) -> tuple[int, ...]
     if vector.ndim == 0:
         raise core.bad_value(name, argument, "a scalar", "a vector (*batch, n)", "Use jnp.full(n, value)")
     return vector.shape
+
+
+def split_infinite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Vectors `x` with 0 in place of infinite entries, and the log density 0 of finite vectors and -inf of others."""
+    infinite = jnp.isinf(x)
+    penalty = jnp.where(jnp.any(infinite, axis=-1), -jnp.inf, jnp.zeros((), x.dtype))
+    return jnp.where(infinite, 0, x), penalty

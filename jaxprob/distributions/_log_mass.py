@@ -89,3 +89,8 @@ def log_gamma_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
     """`lgamma(a + b) - lgamma(a)` for positive a and non-negative b, without cancellation where a is large."""
     ratio = b / a
     return stirling(a + b) - stirling(a) + a * log1p_minus(ratio) + b * jnp.log(a + b) - jnp.log1p(ratio)
+
+
+def outside(x: jax.Array) -> jax.Array:
+    """The log density outside a support: -inf, and NaN where `x` is NaN, which belongs to nothing."""
+    return jnp.where(jnp.isnan(x), jnp.nan, -jnp.inf).astype(x.dtype)

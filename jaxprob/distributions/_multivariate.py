@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions._distribution import Distribution
-from jaxprob.distributions._factors import matrix_factor, same_dtype, set_location
+from jaxprob.distributions._factors import matrix_factor, same_dtype, set_location, split_infinite
 from jaxprob.distributions._log_mass import digamma_remainder, log_gamma_ratio
 from jaxprob.distributions._parameters import POSITIVE, align, broadcast_to, check_shapes, set_parameters
 from jaxprob.distributions._special import exp_within
@@ -48,10 +48,17 @@ class _Dense(Distribution):
         return jnp.tril(self.cholesky)
 
     def _distance(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The squared Mahalanobis distance of `value` and half the log-determinant, of ranks that agree."""
+        """The squared Mahalanobis distance of `value`, and minus half the log-determinant, of ranks that agree.
+
+        The second is -inf for vectors that are infinite.
+        """
         x, loc, factor = same_dtype(value, self.loc, self.cholesky)
+        x, penalty = split_infinite(x)
         x, loc = align(x, loc)
-        return tuple(align(core.quadratic_form(factor, x - loc), core.log_determinant(factor) / 2))  # type: ignore[return-value]
+        distance, half_log_det, penalty = align(
+            core.quadratic_form(factor, x - loc), core.log_determinant(factor) / 2, penalty
+        )
+        return distance, penalty - half_log_det
 
     def _noise(self, key: core.Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """The location, and normal noise with the factor applied, of ranks that agree."""
@@ -119,8 +126,8 @@ class MultivariateNormal(_Dense):
         return loc + noise
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        distance, half_log_det = self._distance(value)
-        return -0.5 * distance - half_log_det - 0.5 * self.event_shape[0] * LOG_2PI
+        distance, log_scale = self._distance(value)
+        return -0.5 * distance + log_scale - 0.5 * self.event_shape[0] * LOG_2PI
 
 
 @core.pytree
@@ -206,6 +213,6 @@ class MultivariateStudentT(_Dense):
         return loc + noise * exp_within(0.5 * (jnp.log(half) - log_gamma))[..., None]
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        half, distance, half_log_det = align(self.df / 2, *self._distance(value))
+        half, distance, log_scale = align(self.df / 2, *self._distance(value))
         tail = (half + 0.5 * self.event_shape[0]) * jnp.log1p(distance / (2 * half))
-        return self._constant(half) - half_log_det - tail
+        return self._constant(half) + log_scale - tail

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions._distribution import Distribution
-from jaxprob.distributions._factors import same_dtype, set_location, vector_shape
+from jaxprob.distributions._factors import same_dtype, set_location, split_infinite, vector_shape
 from jaxprob.distributions._multivariate import LOG_2PI
 from jaxprob.distributions._parameters import POSITIVE, REAL, align, broadcast_to, check_shapes, set_parameters
 from jaxprob.distributions._supports import RealVector, Support
@@ -159,7 +159,8 @@ class MultivariateNormalLowRank(Distribution):
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
         x, loc, diagonal, low_rank = same_dtype(value, self.loc, self.diagonal, self.low_rank)
+        x, penalty = split_infinite(x)
         x, loc = align(x, loc)
         distance = core.woodbury_quadratic_form(diagonal, low_rank, x - loc)
-        distance, log_det = align(distance, core.woodbury_log_determinant(diagonal, low_rank))
-        return -0.5 * (distance + log_det + self.event_shape[0] * LOG_2PI)
+        distance, log_det, penalty = align(distance, core.woodbury_log_determinant(diagonal, low_rank), penalty)
+        return penalty - 0.5 * (distance + log_det + self.event_shape[0] * LOG_2PI)
