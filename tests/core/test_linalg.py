@@ -73,7 +73,7 @@ def test_cholesky_value_and_derivative(rng, dtype):
     assert got.dtype == dtype
     close(got, np.linalg.cholesky(a), dtype)
     # d log det A = A^-1.
-    gradient = jax.grad(lambda a: core.log_determinant(core.cholesky(a)).sum())(a.astype(dtype))
+    gradient = jax.jit(jax.grad(lambda a: core.log_determinant(core.cholesky(a)).sum()))(a.astype(dtype))
     close(gradient, np.linalg.inv(a), dtype, 200)
 
 
@@ -120,24 +120,34 @@ def test_jitter_may_be_traced_and_is_per_matrix(rng):
     np.testing.assert_allclose(added, 1e5 * EPS[np.float32] * np.array([1, 100]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("transpose", [False, True])
+@jax.jit
+def every_solve(factor, b, v):
+    return (
+        core.solve_triangular(factor, b),
+        core.solve_triangular(factor, b, transpose=True),
+        core.solve_triangular(factor, v, vector=True),
+        core.solve_triangular(factor, v, transpose=True, vector=True),
+        core.cholesky_solve(factor, b),
+        core.cholesky_solve(factor, v, vector=True),
+        core.quadratic_form(factor, v),
+    )
+
+
 @pytest.mark.parametrize(
-    ("batch_factor", "batch_b"), [((), ()), ((), (5,)), ((), (2, 5)), ((5,), ()), ((5,), (2, 1)), ((2, 1), (5,))]
+    ("batch_factor", "batch_b"), [((), ()), ((), (2, 5)), ((5,), ()), ((5,), (2, 1)), ((2, 1), (5,))]
 )
-def test_solves_broadcast_leading_axes(rng, dtype, transpose, batch_factor, batch_b):
+def test_solves_broadcast_leading_axes(rng, dtype, batch_factor, batch_b):
     factor = np.linalg.cholesky(spd(rng, 3, batch_factor))
     inverse = np.linalg.inv(factor)
-    inverse = np.swapaxes(inverse, -1, -2) if transpose else inverse
+    transposed = np.swapaxes(inverse, -1, -2)
+    full = transposed @ inverse
     b, v = rng.normal(size=(*batch_b, 3, 2)), rng.normal(size=(*batch_b, 3))
-    low, (b_low, v_low) = factor.astype(dtype), (b.astype(dtype), v.astype(dtype))
-    close(core.solve_triangular(low, b_low, transpose), inverse @ b, dtype)
-    vector = core.solve_triangular(low, v_low, transpose, vector=True)
-    assert vector.dtype == dtype
-    close(vector, (inverse @ v[..., None])[..., 0], dtype)
-    if not transpose:
-        full = np.linalg.inv(factor @ np.swapaxes(factor, -1, -2))
-        close(core.cholesky_solve(low, b_low), full @ b, dtype, 200)
-        close(core.quadratic_form(low, v_low), np.einsum("...i,...ij,...j->...", v, full, v), dtype, 200)
+    want = [inverse @ b, transposed @ b]
+    want += [(m @ v[..., None])[..., 0] for m in (inverse, transposed)]
+    want += [full @ b, (full @ v[..., None])[..., 0], np.einsum("...i,...ij,...j->...", v, full, v)]
+    for ours, theirs in zip(every_solve(*(z.astype(dtype) for z in (factor, b, v))), want, strict=True):
+        assert ours.dtype == dtype
+        close(ours, theirs, dtype, 200)
 
 
 def test_many_vectors_share_one_factor(rng):
@@ -163,7 +173,7 @@ def test_log_determinant(rng, dtype):
 
 
 def test_log_determinant_of_a_singular_matrix():
-    value, gradient = jax.value_and_grad(core.log_determinant)(jnp.diag(jnp.array([1.0, 0.0])))
+    value, gradient = jax.jit(jax.value_and_grad(core.log_determinant))(jnp.diag(jnp.array([1.0, 0.0])))
     assert value == -jnp.inf
     np.testing.assert_array_equal(gradient, np.diag([2.0, 0.0]))
 
@@ -171,27 +181,27 @@ def test_log_determinant_of_a_singular_matrix():
 def test_bfloat16_is_computed_in_float32(rng):
     a = jnp.asarray(spd(rng, 3), jnp.bfloat16)
     factor = core.cholesky(a)
-    assert factor.dtype == core.tria(a).dtype == core.cholesky_update(factor, a).dtype == jnp.bfloat16
+    assert factor.dtype == jax.eval_shape(core.tria, a).dtype == jnp.bfloat16
+    assert jax.eval_shape(core.cholesky_update, factor, a).dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(factor, np.float32), np.linalg.cholesky(np.asarray(a, np.float32)), rtol=2**-8, atol=2**-9
     )
-    assert core.cholesky_solve(factor, a).dtype == jnp.bfloat16
-    assert core.quadratic_form(factor, a[0]).dtype == jnp.bfloat16
+    assert all(z.dtype == jnp.bfloat16 for z in jax.eval_shape(every_solve, factor, a, a[0]))
 
 
 def test_second_derivatives_of_a_gaussian_log_density(rng, x64):
     """The Hessian in the mean is minus the precision."""
     a, x = spd(rng, 3), rng.normal(size=3)
     factor = core.cholesky(a)
-    hessian = jax.hessian(lambda m: -0.5 * core.quadratic_form(factor, x - m))(np.zeros(3))
+    hessian = jax.jit(jax.hessian(lambda m: -0.5 * core.quadratic_form(factor, x - m)))(np.zeros(3))
     np.testing.assert_allclose(hessian, -scipy.linalg.inv(a), rtol=1e-12)
 
 
 def test_vmap_is_the_same_as_batches(rng):
     a, b = spd(rng, 3, (4,)).astype(np.float32), rng.normal(size=(4, 3, 2)).astype(np.float32)
-    for function in (core.matmul, core.solve_triangular, core.cholesky_solve):
-        np.testing.assert_allclose(jax.vmap(function)(a, b), function(a, b), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(core.cholesky)(a), core.cholesky(a), rtol=1e-6)
+    for function in (core.matmul, core.solve_triangular, core.cholesky_solve, lambda a, b: core.cholesky(a)):
+        mapped, batched = jax.jit(lambda a, b, f=function: (jax.vmap(f)(a, b), f(a, b)))(a, b)
+        np.testing.assert_allclose(mapped, batched, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def trees(draw, depth=2):
     return parts if kind == "list" else tuple(parts)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(trees())
 def test_unravel_inverts_ravel(tree):
     vector, unravel = core.ravel(tree)
@@ -111,9 +111,10 @@ def test_dot_and_norms(rng, dtype):
 
 def test_dot_and_norm_of_mixed_leaves():
     tree = {"a": jnp.ones(2, jnp.bfloat16), "b": 2.0, "c": jnp.ones(2, jnp.float32), "d": jnp.arange(3)}
-    assert core.dot(tree, tree) == 13
-    assert core.dot(tree, tree).dtype == jnp.float32
-    np.testing.assert_allclose(core.norm(tree), np.sqrt(13.0), rtol=1e-6)
+    product, norm = jax.jit(lambda t: (core.dot(t, t), core.norm(t)))(tree)
+    assert product == 13
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(norm, np.sqrt(13.0), rtol=1e-6)
 
 
 def test_dot_is_an_inner_product_of_equal_shapes():
@@ -140,7 +141,7 @@ def test_norm_of_what_is_not_finite():
 
 @pytest.mark.parametrize("order", [1.0, 2.0, np.inf])
 def test_gradient_of_a_norm_at_zero(order):
-    gradient = jax.grad(lambda x: core.norm(x, order))({"a": jnp.zeros(2), "b": jnp.zeros(())})
+    gradient = jax.jit(jax.grad(lambda x: core.norm(x, order)))({"a": jnp.zeros(2), "b": jnp.zeros(())})
     np.testing.assert_array_equal(core.ravel(gradient)[0], np.zeros(3))
 
 
