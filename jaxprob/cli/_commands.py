@@ -47,21 +47,21 @@ def sample(arguments: argparse.Namespace) -> int:
         progress=_progress(arguments) if first else None,
         until=_until(arguments.until),
     )
-    if not first:
-        return _code(result)
+    if not first:  # the draws are with the first process, and so is the word on what they are worth
+        return _errors.PREEMPTED if result.status == "stopped" else _errors.OK
     return _conclude(result, "run the same command with --resume to go on")
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """`jaxprob demo`."""
     show_devices(_share(4, _cores()))
+    out, resume, note = _demo_directory(arguments.out)
+    print("Breast cancer in 301 counties: cases ~ Poisson(women x rate), log rate ~ Normal(mu, tau)" + note, flush=True)
     import jax
 
     from jaxprob import runtime
     from jaxprob.cli import _demo
 
-    out, resume, note = _demo_directory(arguments.out)
-    print("Breast cancer in 301 counties: cases ~ Poisson(women x rate), log rate ~ Normal(mu, tau)" + note)
     posterior = _demo.posterior()
     progress = None if arguments.quiet else runtime.progress.terminal()
     result = runtime.sample(
@@ -175,13 +175,15 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
     """Prints what the run is worth and where it is, and writes the report. `again`: how a stopped run goes on."""
     from jaxprob import runtime
 
-    code = _code(result)
-    if code == _errors.PREEMPTED:
+    if result.status == "stopped":
         safe = f"what was done is safe in {_shortest(result.path)}" if result.path else "nothing is kept without --out"
         again = f"; {again}" if result.path else ""
         print(f"jaxprob: stopped by a signal; {safe}{again}.", file=sys.stderr)
-        return code
-    print(f"\n{_head(result.summary())}\n\n{result.diagnose()}\n")
+        return _errors.PREEMPTED
+    _check_draws(result, str(result.path or "the run"))
+    diagnosis = result.diagnose()
+    print(f"\n{_head(result.summary())}\n\n{diagnosis}\n")
+    code = _errors.OK if diagnosis.ok else _errors.DIAGNOSTICS
     if result.path is None:
         print("The draws were not kept; give --out DIR to keep them, with a report.")
         return code
@@ -190,15 +192,9 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
     try:
         written = runtime.report(result, figures=figures(result) if figures else None)
         print(f"report  {_shortest(written)}")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # without matplotlib, or of a run that was stopped after a few draws
         print(f"no report: {error}")
     return code
-
-
-def _code(result: Any) -> int:
-    if result.status == "stopped":
-        return _errors.PREEMPTED
-    return _errors.OK if result.diagnose().ok else _errors.DIAGNOSTICS
 
 
 def _check_draws(result: Any, directory: str) -> None:

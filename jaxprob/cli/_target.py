@@ -46,7 +46,14 @@ def load(path: Path, name: str) -> Target:
     module = _run(path)
     if not hasattr(module, name):
         raise CommandError(f"{path} has no {name!r}; it has {_listed(module)}.")
+    from jaxprob import models
+
     found = getattr(module, name)
+    if isinstance(found, models.Joint) and _required(found):
+        given = ", ".join(_required(found))
+        raise CommandError(
+            f"{path}: {name} is a model; give it its arguments and data: {name}({given}).condition(...)."
+        )
     if not hasattr(found, "log_density") and callable(found) and not _required(found):
         found = found()
     if hasattr(found, "log_density"):

@@ -86,6 +86,26 @@ def test_what_cannot_be_sampled(text, name, said, model, capsys):
     assert str(path) in str(caught.value)
 
 
+def test_a_model_is_not_taken_for_a_density(model):
+    text = """
+from jaxprob import models
+from jaxprob.distributions import Normal
+
+@models.joint
+def location(n):
+    yield "mu", Normal(0.0, 1.0)
+
+@models.joint
+def unit():
+    yield "mu", Normal(0.0, 1.0)
+"""
+    path = model(text)
+    with pytest.raises(_errors.CommandError, match=r"give it its arguments and data: location\(n\)\.condition"):
+        _target.load(path, "location")
+    with pytest.raises(_errors.CommandError, match=r"unit is a model without data"):
+        _target.load(path, "unit")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
