@@ -70,7 +70,9 @@ def random_net(name: str, network: Any, *inputs: Any, prior: Prior, params: Any 
     ('net.offset', 'net.slope', 'ys')
     """
     if not isinstance(name, str) or not name:
-        raise core.bad_type("random_net", "name", core.describe(name), "a name, to stand before those of the parameters")
+        raise core.bad_type(
+            "random_net", "name", core.describe(name), "a name, to stand before those of the parameters"
+        )
     if params is None:
         if not _is_module(network):
             todo = "Pass params=, arrays of the right shapes"

@@ -74,7 +74,7 @@ def survey(program: Any, data: dict[str, Any], function: str = "") -> dict[str, 
                 _check_support(function, name, value, distribution)
             sites[name] = Site(role, family, distribution.shape, value.dtype, discrete)
         elif discrete:
-            value = distribution.sample(_sites.site_key(key, name))
+            value = _sites.draw(key, name, distribution, default)
             values = _finite_values(distribution)
             sites[name] = Site("latent", family, distribution.shape, value.dtype, True, None, values)
         else:

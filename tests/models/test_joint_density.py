@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats as st
+from jax.flatten_util import ravel_pytree
 
 from jaxprob import models
 from jaxprob.distributions import (
@@ -132,7 +133,7 @@ def test_log_density_in_float64(name, x64):
     make, by_hand = CASES[name]
     posterior = make()
     position = posterior.initial(jax.random.key(7))
-    value, gradient = jax.value_and_grad(posterior.log_density)(position)
+    value, gradient = jax.jit(jax.value_and_grad(posterior.log_density))(position)
     assert value.dtype == jnp.float64
     np.testing.assert_allclose(float(value), by_hand({k: np.asarray(v) for k, v in position.items()}), rtol=1e-10)
     for leaf, site in position.items():
@@ -156,14 +157,14 @@ def test_structured_supports_by_change_of_variables():
     y = jnp.array([0.1, 0.2, 0.4])
     posterior = structured().condition(y=y)
     assert posterior.dim == 2 + 3 + 3
-    flat, unravel = jax.flatten_util.ravel_pytree(posterior.initial(jax.random.key(3)))
+    flat, unravel = ravel_pytree(posterior.initial(jax.random.key(3)))
 
     def coordinates(flat):
         draw = posterior.constrain(unravel(flat))
         return jnp.concatenate([draw["cuts"], draw["factor"][jnp.tril_indices(3, -1)], draw["weights"][:2]])
 
     position = unravel(flat)
-    draw = {name: np.asarray(value, np.float64) for name, value in posterior.constrain(position).items()}
+    draw = {name: np.asarray(value, np.float64) for name, value in jax.jit(posterior.constrain)(position).items()}
     _, log_det = np.linalg.slogdet(np.asarray(jax.jit(jax.jacobian(coordinates))(flat), np.float64))
     weights, cuts, factor = draw["weights"], draw["cuts"], draw["factor"]
     assert abs(weights.sum() - 1) < 1e-6
@@ -174,7 +175,7 @@ def test_structured_supports_by_change_of_variables():
     expected = st.dirichlet.logpdf(weights / weights.sum(), [2, 3, 4]) + log_det
     expected += 3 * np.log(factor[1, 1]) + 2 * np.log(factor[2, 2]) - constant
     expected += st.norm.logpdf(np.asarray(y), cuts * weights, 1 + factor[2, 1] ** 2).sum()
-    np.testing.assert_allclose(float(posterior.log_density(position)), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(float(jax.jit(posterior.log_density)(position)), expected, rtol=1e-5, atol=1e-4)
 
 
 def _lkj_constant(size, concentration):
@@ -190,8 +191,8 @@ def _lkj_constant(size, concentration):
 def test_constrain_and_back(name):
     posterior = CASES[name][0]()
     position = posterior.initial(jax.random.key(1))
-    draw = posterior.constrain(position)
-    again = posterior.unconstrain(draw)
+    draw = jax.jit(posterior.constrain)(position)
+    again = jax.jit(posterior.unconstrain)(draw)
     assert set(again) == set(posterior.names)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), again, position)
 
@@ -200,5 +201,5 @@ def test_log_density_is_log_prob_plus_log_determinant():
     posterior = centred(SIGMA).condition(y=Y)
     position = posterior.initial(jax.random.key(2))
     draw = posterior.constrain(position)
-    expected = centred(SIGMA).log_prob({**draw, "y": Y}) + position["tau"]
-    np.testing.assert_allclose(posterior.log_density(position), expected, rtol=1e-5)
+    expected = jax.jit(centred(SIGMA).log_prob)({**draw, "y": Y}) + position["tau"]
+    np.testing.assert_allclose(jax.jit(posterior.log_density)(position), expected, rtol=1e-5)

@@ -95,7 +95,7 @@ def test_prediction_draws_new_classes(posterior):
 def several(n):
     a = yield "a", Bernoulli(0.3)
     b = yield "b", Bernoulli(jnp.where(a == 1, 0.2, 0.9))
-    c = yield "c", Binomial(2, jnp.full(n, 0.4))
+    c = yield "c", Categorical(jnp.broadcast_to(jnp.array([0.36, 0.48, 0.16]), (n, 3)))
     x = yield "x", Normal(0.0, 1.0)
     w = yield "w", Normal(c.astype(x.dtype), 1.0)
     yield "v", Normal(w + c.astype(x.dtype), 2.0)
@@ -136,7 +136,9 @@ def test_trailing_axes_of_a_dependent_site_belong_to_one_element():
     y = np.array([[0.1, 0.9, 1.2], [-1.0, 0.0, 0.3]])
     posterior = rows(y).condition(y=y, marginalize="z")
     terms = np.stack([st.norm.logpdf(y, k).sum(axis=1) for k in (0, 1)]) + np.log([[0.7], [0.3]])
-    np.testing.assert_allclose(posterior.log_density({}), scipy.special.logsumexp(terms, axis=0).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(posterior.log_density)({}), scipy.special.logsumexp(terms, axis=0).sum(), rtol=1e-5
+    )
 
 
 def test_under_jit_and_vmap_over_data():
@@ -145,9 +147,28 @@ def test_under_jit_and_vmap_over_data():
     def density(y):
         return mixture(y).condition(y=y, marginalize="z").log_density(position)
 
-    ys = jnp.stack([jnp.asarray(Y), jnp.asarray(Y) + 1])
-    loop = [mixture(y).condition(y=y, marginalize="z").log_density(position) for y in ys]
-    np.testing.assert_allclose(jax.jit(jax.vmap(density))(ys), loop, rtol=1e-5)
+    ys = np.stack([Y, Y + 1])
+    terms = np.log(WEIGHTS) + st.norm.logpdf(ys[..., None], MU, SCALE)
+    prior = st.norm.logpdf(MU, 0, 3).sum() + st.halfnorm.logpdf(SCALE) + np.log(SCALE)
+    expected = prior + scipy.special.logsumexp(terms, axis=-1).sum(axis=1)
+    np.testing.assert_allclose(jax.jit(jax.vmap(density))(jnp.asarray(ys)), expected, rtol=1e-5)
+
+
+def test_values_of_a_count_come_from_its_support():
+    @models.joint
+    def counts(total):
+        n = yield "n", Binomial(total, 0.4)
+        yield "y", Normal(n.astype(jnp.float32), 1.0)
+
+    posterior = counts(3).condition(y=1.5, marginalize="n")
+    terms = st.binom.logpmf(np.arange(4), 3, 0.4) + st.norm.logpdf(1.5, np.arange(4))
+    np.testing.assert_allclose(jax.jit(posterior.log_density)({}), scipy.special.logsumexp(terms), rtol=1e-5)
+    # A total among the data is known as well, and each element may have its own.
+    batch = counts(np.array([1, 3])).condition(y=[0.2, 1.5], marginalize="n")
+    first = scipy.special.logsumexp(st.binom.logpmf([0, 1], 1, 0.4) + st.norm.logpdf(0.2, [0, 1]))
+    value, gradient = jax.jit(jax.value_and_grad(lambda batch: batch.log_density({}), allow_int=True))(batch)
+    np.testing.assert_allclose(value, first + scipy.special.logsumexp(terms), rtol=1e-5)
+    assert np.isfinite(gradient.data["y"]).all()
 
 
 def running(n):

@@ -76,18 +76,17 @@ def test_one_value_for_each_event():
 
 
 def test_any_leading_shape_and_any_batching_give_the_same(posterior, monkeypatch):
-    draws = line(X).sample(KEY, (7,))
-    latent = {"slope": draws["slope"], "noise": draws["noise"]}
+    latent = {"slope": jnp.linspace(-2, 2, 7), "noise": jnp.linspace(0.5, 2, 7)}
     whole = posterior.predict(KEY, latent)
     likelihood = posterior.log_likelihood(latent)["y"]
     one = posterior.predict(jax.random.fold_in(KEY, 0), {name: value[0] for name, value in latent.items()})
     assert one["y"].shape == (3,)
     monkeypatch.setattr(_draws, "BUDGET", 20)  # two draws at a time, and one left over
     for name, value in posterior.predict(KEY, latent).items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-6)
-    np.testing.assert_allclose(posterior.log_likelihood(latent)["y"], likelihood, rtol=1e-6)
+        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(posterior.log_likelihood(latent)["y"], likelihood, rtol=1e-5)
     shaped = posterior.predict(KEY, {name: value[:6].reshape(2, 3) for name, value in latent.items()})
-    np.testing.assert_allclose(shaped["y"].reshape(6, 3), whole["y"][:6], rtol=1e-6)
+    np.testing.assert_allclose(shaped["y"].reshape(6, 3), whole["y"][:6], rtol=1e-5, atol=1e-5)
 
 
 def test_draws_differ(posterior):

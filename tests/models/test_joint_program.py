@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from jaxprob import models
+from jaxprob import core, models
 from jaxprob.distributions import Bernoulli, Exponential, HalfNormal, Normal
 
 KEY = jax.random.key(0)
@@ -53,9 +53,7 @@ def test_draws_do_not_depend_on_the_process_hash_seed():
     # The key of a site comes from SHA-256 of its name: computed here by hand.
     import hashlib
 
-    digest = hashlib.sha256(b"a").digest()
-    key = jax.random.fold_in(KEY, int.from_bytes(digest[:4], "big"))
-    key = jax.random.fold_in(key, int.from_bytes(digest[4:8], "big"))
+    key = jax.random.fold_in(KEY, int(hashlib.sha256(b"a").hexdigest()[:8], 16))
     expected = Normal(0.0, 2.0).sample(key)
     np.testing.assert_allclose(chain(2.0).sample(KEY)["a"], expected, rtol=1e-6)
 
@@ -271,3 +269,36 @@ def test_copy_is_the_same_model():
     assert jax.tree.structure(copy.deepcopy(program)) == jax.tree.structure(program)
     assert repr(program) == "Program(chain, arguments=['length', 'scale'])"
     assert repr(program.condition(c=1.0)) == "Posterior(chain, observed=['c'])"
+
+
+def test_leaves_have_stable_names():
+    names = [name for name, _ in core.named_leaves(chain(2.0).do(a=0.0).condition(c=1.0))]
+    assert names == ["program.arguments.scale", "program.done.a", "data.c"]
+
+
+def test_sharded_data_give_the_same_density():
+    @models.joint
+    def line(x):
+        slope = yield "slope", Normal(0.0, 1.0)
+        yield "y", Normal(slope * x, 1.0)
+
+    x = np.linspace(-1, 1, 16).astype(np.float32)
+    posterior = line(x).condition(y=2 * x)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    density = jax.jit(lambda posterior, position: posterior.log_density(position))
+    position = {"slope": jnp.asarray(0.7)}
+    placed = jax.device_put(posterior, cut)
+    assert len(placed.data["y"].sharding.device_set) == 4
+    np.testing.assert_allclose(density(placed, position), density(posterior, position), rtol=1e-6)
+    compiled = density.lower(placed, position).compile().as_text()
+    assert "all-reduce" in compiled
+    assert "all-gather" not in compiled
+
+
+def test_no_data_and_no_draws():
+    posterior = chain(2.0).condition()
+    assert posterior.names == ("a", "b", "c")
+    assert chain(2.0).sample(KEY, 0)["b"].shape == (0, 3)
+    inside = jax.jit(lambda key, a: chain(2.0).condition(b=jnp.ones(3), c=0.0).predict(key, {"a": a}))(KEY, jnp.ones(2))
+    assert inside["b"].shape == (2, 3)
