@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.models import _scoring
 from jaxprob.models._groups import Group, log_joint
+from jaxprob.models._survey import Site
 
 if TYPE_CHECKING:
     from jaxprob.models._posterior import Posterior
@@ -34,42 +35,55 @@ def plan(posterior: Posterior, names: tuple[str, ...]) -> tuple[Group, ...]:
       ValueError: if a name is unknown, not discrete or not finite, or if what depends on it does not do so elementwise.
     """
     sites = posterior.sites
-    function = "condition"
     for name in names:
-        if name not in sites:
-            discrete = [known for known, site in sites.items() if site.role == "latent" and site.is_discrete]
-            raise core.bad_value(function, "marginalize", f"{name!r}, which does not exist", f"some of {discrete}")
-        site = sites[name]
-        if site.role != "latent" or site.values is None:
-            state = f"{site.role}, {site.family}" if site.family else site.role
-            expected = "a latent site with finitely many values that are known beforehand"
-            raise core.bad_value(function, "marginalize", f"{name!r} ({state})", expected)
+        _check_name(name, sites)
     reached, shapes = _dependencies(posterior, names)
+    parts = _components(names, [found for (what, _), found in reached.items() if what == "log_prob"])
     groups = []
-    for part in _components(names, [found for (what, _), found in reached.items() if what == "log_prob"]):
-        members = tuple(name for name in sites if name in part)
-        shape = sites[members[0]].shape
-        for name in members:
-            if sites[name].shape != shape:
-                other = f"{shape}, the shape of {members[0]!r}, since a site depends on both"
-                raise core.bad_value(function, "marginalize", f"{name!r} of shape {sites[name].shape}", other)
+    for part in parts:
         touched = {kind: [n for (w, n), found in reached.items() if w == kind and found & part] for kind in _KINDS}
-        for name in touched["log_prob"]:
-            if shapes[name][: len(shape)] != shape:
-                got = f"{members[0]!r} of shape {shape}, while {name!r} has log densities of shape {shapes[name]}"
-                raise _not_elementwise(got)
-        for name in touched["value"]:
-            if sites[name].role == "latent":
-                got = f"{members[0]!r}, on which the support of {name!r} depends"
-                raise core.bad_value(function, "marginalize", got, "sites that change no support")
-        dependents = [name for name in touched["log_prob"] if name not in members]
+        members = tuple(name for name in sites if name in part)
+        _check_group(members, touched, sites, shapes)
+        dependents = [name for name in touched["log_prob"] if name not in part]
         dependents.sort(key=lambda name: sites[name].role != "latent")
         values = tuple(sites[name].values or () for name in members)
-        groups.append(Group(members, values, shape, tuple(dependents), tuple(touched["value"])))
+        groups.append(Group(members, values, sites[members[0]].shape, tuple(dependents), tuple(touched["value"])))
         if groups[-1].size > LIMIT:
             got = f"{list(members)} with {groups[-1].size} joint values"
-            raise core.bad_value(function, "marginalize", got, f"at most {LIMIT}", "Sum out fewer of them together")
+            raise core.bad_value("condition", "marginalize", got, f"at most {LIMIT}", "Sum out fewer of them together")
     return tuple(groups)
+
+
+def _check_name(name: str, sites: dict[str, Site]) -> None:
+    if name not in sites:
+        discrete = [known for known, site in sites.items() if site.role == "latent" and site.is_discrete]
+        raise core.bad_value("condition", "marginalize", f"{name!r}, which does not exist", f"some of {discrete}")
+    site = sites[name]
+    if site.role != "latent" or site.values is None:
+        state = f"{site.role}, {site.family}" if site.family else site.role
+        expected = "a latent site with finitely many values that are known beforehand"
+        raise core.bad_value("condition", "marginalize", f"{name!r} ({state})", expected)
+
+
+def _check_group(
+    members: tuple[str, ...],
+    touched: dict[str, list[str]],
+    sites: dict[str, Site],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    first, shape = members[0], sites[members[0]].shape
+    for name in members:
+        if sites[name].shape != shape:
+            expected = f"{shape}, the shape of {first!r}, since a site depends on both"
+            raise core.bad_value("condition", "marginalize", f"{name!r} of shape {sites[name].shape}", expected)
+    for name in touched["log_prob"]:
+        if shapes[name][: len(shape)] != shape:
+            got = f"{first!r} of shape {shape}, while {name!r} has log densities of shape {shapes[name]}"
+            raise _not_elementwise(got)
+    for name in touched["value"]:
+        if sites[name].role == "latent":
+            got = f"{first!r}, on which the support of {name!r} depends"
+            raise core.bad_value("condition", "marginalize", got, "sites that change no support")
 
 
 _KINDS = ("log_prob", "value")
