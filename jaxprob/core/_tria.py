@@ -137,5 +137,6 @@ def _downdate(factor: jax.Array, vectors: jax.Array) -> jax.Array:
         left = left - jnp.outer(new + product / (pivot + new_pivot), row) / pivot
         return left, (new, fits)
 
-    _, (columns, fits) = lax.scan(column, vectors, jnp.arange(n))
+    # Adding nothing of the factor makes the carry vary over the same mesh axes from the start, as shard_map wants.
+    _, (columns, fits) = lax.scan(column, vectors + 0.0 * factor[:, :1], jnp.arange(n))
     return jnp.where(jnp.all(fits), jnp.tril(columns.T), jnp.nan)

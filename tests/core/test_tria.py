@@ -206,6 +206,19 @@ def test_updates_broadcast(rng):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_updates_of_sharded_factors_by_replicated_vectors():
+    """One factor on each device, the same vectors on all: every carry must vary over the mesh as its inputs do."""
+    mesh = jax.make_mesh((8,), ("chain",), axis_types=(jax.sharding.AxisType.Auto,))
+    chain, everywhere = jax.sharding.PartitionSpec("chain"), jax.sharding.PartitionSpec()
+
+    def both(factor, vectors):
+        return core.cholesky_update(core.cholesky_update(factor, vectors), vectors, -1)
+
+    sharded = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=(chain, everywhere), out_specs=chain))
+    factors = jnp.arange(1.0, 9.0)[:, None, None] * jnp.broadcast_to(jnp.eye(3), (8, 3, 3))
+    np.testing.assert_allclose(sharded(factors, 0.5 * jnp.ones((3, 1))), factors, atol=1e-5)
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"tria: a is of shape \(3,\); expected shape \(..., n, m\)."):
         core.tria(jnp.ones(3))
