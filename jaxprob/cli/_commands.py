@@ -87,7 +87,7 @@ def report(arguments: argparse.Namespace) -> int:
     """`jaxprob report DIR`."""
     from jaxprob import runtime
 
-    print(runtime.report(arguments.directory))
+    print(_shortest(runtime.report(arguments.directory)))
     return _errors.OK
 
 

@@ -15,18 +15,18 @@ MODEL = """
 import jax.numpy as jnp
 
 from jaxprob import models
-from jaxprob.distributions import HalfNormal, Normal
+from jaxprob.distributions import Normal
 
 
 @models.joint
-def location(n):
+def line(x):  # a Gaussian posterior: nothing diverges
     mu = yield "mu", Normal(0.0, 1.0)
-    sigma = yield "sigma", HalfNormal(1.0)
-    yield "y", Normal(jnp.full(n, mu), sigma)
+    slope = yield "slope", Normal(0.0, 1.0)
+    yield "y", Normal(mu + slope * x, 1.0)
 
 
 def posterior():
-    return location(5).condition(y=jnp.array([0.5, -0.2, 1.0, 0.3, 0.1]))
+    return line(jnp.linspace(-1.0, 1.0, 5)).condition(y=jnp.array([0.5, -0.2, 1.0, 0.3, 0.1]))
 
 
 def log_density(x):
@@ -53,15 +53,15 @@ def model(tmp_path, monkeypatch):
 
 
 def test_sample_diagnose_report_and_a_folder_in_use(model, tmp_path, capsys):
-    run = tmp_path / "runs" / "location"
+    run = tmp_path / "runs" / "line"
     arguments = ["sample", model, "--warmup", "300", "--draws", "500", "--devices", "2", "--out", str(run)]
-    assert main([*arguments, "--keep", "mu,sigma"]) == 0
+    assert main([*arguments, "--keep", "mu,slope"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0].startswith("jaxprob: nuts, 4 chains on 2 cpu devices, 300 warm-up steps and 500 draws each")
     assert lines[1] == "jaxprob: compiling ..."
     assert "No problems found in 4 chains of 500 draws" in text
-    assert lines[-2:] == ["run     runs/location", "report  runs/location/report.html"]
+    assert lines[-2:] == ["run     runs/line", "report  runs/line/report.html"]
     assert json.loads((run / "meta.json").read_text())["status"] == "finished"
     page = (run / "report.html").read_text()
     assert "No problem found" in page
@@ -70,11 +70,11 @@ def test_sample_diagnose_report_and_a_folder_in_use(model, tmp_path, capsys):
     (run / "report.html").unlink()
     assert main(["diagnose", str(run)]) == 0
     assert "No problems found" in capsys.readouterr().out
-    assert main(["report", "runs/location"]) == 0
+    assert main(["report", "runs/line"]) == 0
     assert (run / "report.html").exists()
     capsys.readouterr()
 
-    assert main([*arguments, "--keep", "mu,sigma"]) == 1
+    assert main([*arguments, "--keep", "mu,slope"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "which holds a run; expected a new or empty folder" in message
