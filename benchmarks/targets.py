@@ -31,12 +31,26 @@ class Target(NamedTuple):
     constrain: Callable[[Position], dict[str, jax.Array]]
 
     def initial(self, seed: int, chains: int) -> Position:
-        """Starting positions as Stan makes them: uniform from -2 to 2 in unconstrained space."""
+        """Starting positions as Stan makes them: uniform from -2 to 2 in unconstrained space, where that is finite."""
         rng = np.random.default_rng(seed)
-        return {
-            name: jnp.asarray(rng.uniform(-2, 2, (chains, *shape)), jnp.result_type(float))
-            for name, shape in self.shapes.items()
-        }
+        gradient = jax.jit(jax.vmap(jax.value_and_grad(self.log_density)))
+        finite = np.zeros(chains, bool)
+        position: Position = {}
+        for _ in range(100):
+            new = {name: rng.uniform(-2, 2, (chains, *shape)) for name, shape in self.shapes.items()}
+            kept = {name: np.where(_rows(finite, x), position.get(name, x), x) for name, x in new.items()}
+            position = {name: jnp.asarray(x, jnp.result_type(float)) for name, x in kept.items()}
+            value, slopes = gradient(position)
+            finite = np.isfinite(value)
+            for slope in slopes.values():
+                finite &= np.isfinite(slope).reshape(chains, -1).all(axis=1)
+            if finite.all():
+                return position
+        raise RuntimeError("no starting position with a finite log density in 100 tries")
+
+
+def _rows(which: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return which.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def normal(x: Any, mean: Any = 0.0, scale: Any = 1.0) -> jax.Array:

@@ -1,0 +1,277 @@
+"""The no-U-turn sampler: multinomial, biased progressive, with the generalised U-turn criterion.
+
+The tree is built by one flat loop, a leaf an iteration, so that the gradient stands in the program once. Completed
+subtrees wait for their siblings in a stack indexed by level, as carries do in a binary counter: adding leaf n merges
+one pair of subtrees for each trailing one bit of n. The tree so far is itself the subtree at level `depth`, so the
+merge that completes a doubling is the same code.
+
+Source: Hoffman & Gelman (2014), "The No-U-Turn Sampler"; Betancourt (2017), "A conceptual introduction to Hamiltonian
+Monte Carlo", appendix A; the checks across subtrees are Stan's (since 2.21).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jaxprob import core
+from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc._hamiltonian import Flat, Point, State
+from jaxprob.inference.mcmc._log_density import as_log_density
+from jaxprob.inference.mcmc._metric import Metric, as_metric
+
+
+class NUTSInfo(NamedTuple):
+    """What happened in one transition of `nuts`; every field is a scalar.
+
+    Attributes:
+      acceptance_rate: mean over the leaves visited of min(1, exp(initial energy - energy)).
+      num_steps: leapfrog steps, each one gradient.
+      tree_depth: doublings of the trajectory that were completed.
+      diverging: whether the energy error passed 1,000 or was not a number.
+      energy: of the new state, with the momentum that took it there.
+      log_density: of the new state.
+      step_size: of the integrator.
+    """
+
+    acceptance_rate: jax.Array
+    num_steps: jax.Array
+    tree_depth: jax.Array
+    diverging: jax.Array
+    energy: jax.Array
+    log_density: jax.Array
+    step_size: jax.Array
+
+
+class _Choice(NamedTuple):
+    """A point chosen among leaves, with probability proportional to weight, and the log of their total weight."""
+
+    vectors: jax.Array  # (2, size), position and gradient
+    log_density: jax.Array  # ()
+    energy: jax.Array  # ()
+    log_weight: jax.Array  # ()
+
+
+class _Draws(NamedTuple):
+    """The random numbers of one transition."""
+
+    momentum: jax.Array  # (size,), standard normal
+    forwards: jax.Array  # (levels,), bool: the direction of each doubling
+    acceptances: jax.Array  # (levels,), uniform: whether the point of each doubling is accepted
+    leaf_key: core.Key  # one uniform a leaf comes from this key and the leaf's number
+
+
+class _Trajectory(NamedTuple):
+    """The carry of the loop over leaves."""
+
+    leaves: jax.Array  # (), so far, the initial point included; the same for all chains under vmap
+    ends: jax.Array  # (2, 3, size), position, momentum and force of the first and of the last leaf in time
+    stack: jax.Array  # (levels, 3, size), the subtree that waits at each level, as in `_merge`
+    tree: _Choice  # among the leaves of completed doublings
+    subtree: _Choice  # among the leaves of the doubling under way
+    acceptance: jax.Array  # (), summed over leaves
+    num_steps: jax.Array  # ()
+    depth: jax.Array  # ()
+    diverging: jax.Array  # (), bool
+    active: jax.Array  # (), bool
+
+
+def nuts(
+    log_density: core.LogDensity,
+    step_size: Any = 0.1,
+    inverse_mass_matrix: Any = 1.0,
+    *,
+    max_tree_depth: int = 10,
+    tree_depth_limit: Any = None,
+) -> core.Algorithm:
+    """The no-U-turn sampler.
+
+    Args:
+      log_density: `position -> scalar` on unconstrained positions, any pytree of floating arrays.
+      step_size: (), of the leapfrog integrator; an array or a tracer.
+      inverse_mass_matrix: an estimate of the posterior covariance: (size,) its diagonal, (size, size) all of it, or a
+        scalar, where size is the number of scalars in a position, in flattening order.
+      max_tree_depth: how often a trajectory may be doubled; sizes the memory of a transition.
+      tree_depth_limit: (), integer that may be traced and bounds the doublings further; none by default.
+
+    Returns:
+      Algorithm whose state is a `State` and whose info is a `NUTSInfo`.
+
+    Raises:
+      TypeError: if `log_density` is no function.
+      ValueError: for a step size or a matrix that cannot be one, or a `max_tree_depth` outside 1 to 20.
+
+    >>> kernel = nuts(lambda q: -0.5 * (q**2).sum(), step_size=0.5)
+    >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.ones(3), jax.random.key(1)))
+    >>> bool(info.diverging)
+    False
+
+    Source: Betancourt (2017), appendix A.
+    """
+    target = as_log_density(log_density, "nuts")
+    step_size = hamiltonian.as_step_size(step_size, "nuts")
+    metric = as_metric(inverse_mass_matrix, "nuts")
+    if not 1 <= max_tree_depth <= 20:
+        raise core.bad_value("nuts", "max_tree_depth", max_tree_depth, "an integer from 1 to 20")
+    limit = max_tree_depth if tree_depth_limit is None else jnp.clip(tree_depth_limit, 1, max_tree_depth)
+
+    def init(position: Any, key: core.Key) -> State:
+        return hamiltonian.init(target, metric, position, "nuts")
+
+    def step(key: core.Key, state: State) -> tuple[State, NUTSInfo]:
+        flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
+        draws = _draw(core.as_key(key, "nuts"), flat, max_tree_depth)
+        start = hamiltonian.start(flat, scale, draws.momentum, state)
+        end = _grow(flat, scale, size, start, draws, limit)
+        info = NUTSInfo(
+            acceptance_rate=end.acceptance / end.num_steps.astype(flat.dtype),
+            num_steps=end.num_steps,
+            tree_depth=end.depth,
+            diverging=end.diverging,
+            energy=end.tree.energy,
+            log_density=end.tree.log_density,
+            step_size=size,
+        )
+        position, gradient = flat.unravel(end.tree.vectors[0]), flat.unravel(end.tree.vectors[1])
+        return State(position, end.tree.log_density, gradient), info
+
+    return core.Algorithm(init, step)
+
+
+def _draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
+    # One call for all that is known beforehand: each call of the generator costs compile time.
+    draw_key, leaf_key = jax.random.split(key)
+    lowest = jnp.nextafter(jnp.asarray(-1, flat.dtype), jnp.asarray(0, flat.dtype))
+    uniforms = jax.random.uniform(draw_key, (flat.size + 2 * levels,), flat.dtype, lowest, 1)
+    normal, forwards, acceptances = jnp.split(uniforms, (flat.size, flat.size + levels))
+    momentum = jnp.asarray(math.sqrt(2), flat.dtype) * lax.erf_inv(normal)
+    return _Draws(momentum, forwards > 0, 0.5 * acceptances + 0.5, leaf_key)
+
+
+def _uniform(key: core.Key, index: jax.Array, dtype: Any) -> jax.Array:
+    # One hash rather than two: with threefry, the bits of a folded key are a word of that key's random stream.
+    words = jax.random.key_data(core.fold(key, index))
+    return ((words[0] ^ words[-1]) >> 8).astype(dtype) * 2.0**-24
+
+
+def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws: _Draws, limit: Any) -> _Trajectory:
+    """Doubles the trajectory until it turns, diverges or has been doubled `limit` times."""
+    dtype, levels = flat.dtype, draws.forwards.size
+    initial = hamiltonian.energy(start)
+    flips = draws.forwards != jnp.roll(draws.forwards, -1)
+    latest = jnp.expand_dims(jnp.arange(2) == 1, (1, 2))
+
+    def leaf(carry: _Trajectory) -> _Trajectory:
+        depth = 31 - lax.clz(carry.leaves)
+        forward = _row(draws.forwards, depth)
+        end = jnp.where(forward, carry.ends[1], carry.ends[0])
+        origin = Point(end[0], end[1], end[2], end[2], initial)
+        point = hamiltonian.leapfrog(flat, metric, origin, jnp.where(forward, step_size, -step_size))
+        energy = hamiltonian.energy(point)
+        weight, rate, diverging = hamiltonian.compare(initial, energy)
+
+        # Within a doubling a leaf is chosen in proportion to its weight.
+        total = jnp.logaddexp(carry.subtree.log_weight, weight)
+        here = _Choice(jnp.stack([point.position, point.gradient]), point.log_density, energy, total)
+        chosen = _uniform(draws.leaf_key, carry.leaves, dtype) < jnp.exp(weight - total)
+        subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
+
+        def waits(loop: tuple[Any, Any, Any]) -> Any:
+            return (carry.leaves >> loop[0]) & 1 == 1
+
+        def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            level, node, turned = loop
+            node, turns = _merge(_row(carry.stack, level), node)
+            return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
+
+        node = jnp.stack([point.momentum, point.momentum, point.momentum])
+        never = jnp.where(diverging, -1, levels)  # the first level that turned; a divergence comes before any
+        level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
+
+        # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
+        # rejected whole. Between trees the choice is biased to the newer one.
+        full = level > depth
+        joins = full & (turned >= depth) & carry.active
+        accepted = joins & (_row(draws.acceptances, depth) < jnp.exp(total - carry.tree.log_weight))
+        both = jnp.logaddexp(carry.tree.log_weight, total)
+        tree = _choose(accepted, subtree, carry.tree)
+        tree = tree._replace(log_weight=jnp.where(joins, both, carry.tree.log_weight))
+
+        # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
+        # its density is evaluated at points where it has been evaluated already.
+        flip = full & _row(flips, depth)
+        node = jnp.where(flip, jnp.stack([node[1], node[0], node[2]]), node)
+        end = jnp.stack([point.position, point.momentum, point.force])
+        return _Trajectory(
+            leaves=carry.leaves + 1,
+            ends=jnp.where((latest == forward) & carry.active, jnp.stack([end, end]), carry.ends),
+            stack=lax.dynamic_update_index_in_dim(carry.stack, node, level, 0),
+            tree=tree,
+            subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
+            acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
+            num_steps=carry.num_steps + carry.active.astype(jnp.int32),
+            depth=carry.depth + joins.astype(jnp.int32),
+            diverging=carry.diverging | (carry.active & diverging),
+            active=carry.active & (turned == levels),
+        )
+
+    end = jnp.stack([start.position, start.momentum, start.force])
+    root = jnp.stack([start.momentum, start.momentum, start.momentum])
+    vectors = jnp.stack([start.position, start.gradient])
+    choice = _Choice(vectors, start.log_density, initial, jnp.zeros((), dtype))
+    carry = _Trajectory(
+        leaves=jnp.int32(1),
+        ends=jnp.stack([end, end]),
+        stack=jnp.stack([root] * levels),
+        tree=choice,
+        subtree=choice._replace(log_weight=jnp.full((), -jnp.inf, dtype)),
+        acceptance=jnp.zeros((), dtype),
+        num_steps=jnp.int32(0),
+        depth=jnp.int32(0),
+        diverging=jnp.bool_(False),
+        active=jnp.bool_(True),
+    )
+    return lax.while_loop(lambda c: (c.leaves < (1 << limit)) & _any(c.active), leaf, carry)
+
+
+def _merge(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Joins two neighbouring subtrees, each (3, size): first momentum, last momentum, sum of momenta.
+
+    Returns:
+      the joint subtree (3, size), and whether it turned: whether the sum of momenta points against the momentum at
+      either end, of the whole or of one subtree with the nearest leaf of the other.
+    """
+    total = first[2] + second[2]
+    sums = jnp.stack([total, first[2] + second[0], second[2] + first[1]])
+    lows = jnp.stack([first[0], first[0], first[1]])
+    highs = jnp.stack([second[1], second[0], second[1]])
+    onwards = (jnp.sum(sums * lows, axis=1) > 0) & (jnp.sum(sums * highs, axis=1) > 0)
+    return jnp.stack([first[0], second[1], total]), ~jnp.all(onwards)
+
+
+def _row(array: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(array, index, keepdims=False)
+
+
+def _choose(which: jax.Array, new: _Choice, old: _Choice) -> _Choice:
+    return jax.tree.map(lambda a, b: jnp.where(which, a, b), new, old)
+
+
+@custom_vmap
+def _any(active: jax.Array) -> jax.Array:
+    """Whether any chain is active: under `vmap` one answer for all.
+
+    A mapped loop with a condition a chain would select between the old and the new value of all it carries, the stack
+    included, in each iteration. Here chains that are done change nothing that counts instead.
+    """
+    return active
+
+
+@_any.def_vmap
+def _any_of_batch(axis_size: int, in_batched: list[bool], active: jax.Array) -> tuple[jax.Array, bool]:
+    return _any(jnp.any(active)), False

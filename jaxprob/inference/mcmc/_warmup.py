@@ -1,0 +1,258 @@
+"""Warm-up of Hamiltonian kernels as an algorithm: step size by dual averaging, metric in windows, pooled over chains.
+
+The state keeps what chains have in common (`WarmupShared`) apart from what is theirs (`WarmupChain`). Chains that run
+side by side under named axes gather their numbers into one array, in the order of the chains, and reduce that: the
+result does not depend on how chains are spread over devices. After its last step the same `step` is that of the tuned
+kernel, so that one compiled program serves warm-up and sampling.
+
+Source: Stan reference manual, "MCMC sampling", automatic parameter tuning.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprob import core
+from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
+from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc import _welford as welford
+from jaxprob.inference.mcmc._dual_averaging import DualAveraging
+from jaxprob.inference.mcmc._log_density import as_log_density
+from jaxprob.inference.mcmc._metric import Metric, from_covariance
+from jaxprob.inference.mcmc._welford import Moments
+
+FIRST_DEPTH = 6  # doublings allowed before a metric is known; two more for each window learnt
+
+
+class Warmup(NamedTuple):
+    """A `core.Algorithm` that tunes a kernel, and the way to the tuned kernel.
+
+    Attributes:
+      init: `(position, key) -> state`, a `core.Shared` of `WarmupChain` and `WarmupShared`.
+      step: `(key, state) -> (state, info)`, one transition of the kernel, and of the tuning while it lasts; info is the
+        kernel's.
+      finish: `state -> Algorithm`, the kernel as tuned so far; its state is `state.chain.kernel`.
+    """
+
+    init: Callable[[Any, core.Key], core.Shared]
+    step: Callable[[core.Key, core.Shared], tuple[core.Shared, Any]]
+    finish: Callable[[core.Shared], core.Algorithm]
+
+
+class WarmupChain(NamedTuple):
+    """What belongs to one chain.
+
+    Attributes:
+      kernel: state of the kernel.
+      moments: of the chain's positions in the window under way.
+    """
+
+    kernel: Any
+    moments: Moments
+
+    @property
+    def position(self) -> Any:
+        """Where the chain is."""
+        return self.kernel.position
+
+
+class WarmupShared(NamedTuple):
+    """What all chains have in common.
+
+    Attributes:
+      transitions: (), made while tuning.
+      schedule: how long to tune, and when to learn a metric; arrays, so that another length compiles nothing.
+      windows: (), windows that have closed.
+      window_end: (), transitions after which the window under way closes.
+      averaging: of the step size.
+      step_size: (), for the next transition.
+      metric: for the next transition.
+    """
+
+    transitions: jax.Array
+    schedule: Schedule
+    windows: jax.Array
+    window_end: jax.Array
+    averaging: DualAveraging
+    step_size: jax.Array
+    metric: Metric
+
+
+class Schedule(NamedTuple):
+    """When to do what; every field is a scalar count of transitions.
+
+    Attributes:
+      num_steps: in all.
+      start: before the first window: the chains find their way, at the metric they began with.
+      stop: before the end of the last window; the rest tunes the step size alone.
+      window: in the first window; each further one is twice as long as the one before, the last takes what is left.
+    """
+
+    num_steps: Any
+    start: Any
+    stop: Any
+    window: Any
+
+
+def schedule(num_steps: int) -> Schedule:
+    """Stan's schedule: 75 transitions, windows from 25 on, 50 transitions; in proportion where 150 are not reached.
+
+    >>> schedule(1000)
+    Schedule(num_steps=1000, start=75, stop=950, window=25)
+    """
+    if num_steps < 20:  # too few to learn a metric from
+        return Schedule(num_steps, num_steps, num_steps, num_steps)
+    if num_steps < 150:
+        start, stop = int(0.15 * num_steps), num_steps - int(0.1 * num_steps)
+        return Schedule(num_steps, start, stop, stop - start)
+    return Schedule(num_steps, 75, num_steps - 50, 25)
+
+
+def _window_end(plan: Schedule, begin: Any, windows: Any) -> jax.Array:
+    # A window takes all that is left if the next, twice as long, would not fit behind it.
+    length = plan.window * 2**windows
+    return jnp.where(begin + 3 * length > plan.stop, plan.stop, begin + length)
+
+
+def warmup(
+    kernel: Callable[..., core.Algorithm],
+    log_density: core.LogDensity,
+    *,
+    num_steps: int = 1000,
+    target_acceptance: Any = 0.8,
+    metric: str = "diagonal",
+    initial_step_size: Any = 1.0,
+    axis_name: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Warmup:
+    """Warm-up of a Hamiltonian kernel, for one chain or for several that share what they learn.
+
+    Several chains map `step` over `chain` alone, with the name of the mapped axis (of all of them, outermost first,
+    where they are spread over a mesh as well):
+
+    `vmap(step, in_axes=(0, Shared(0, None)), out_axes=(Shared(0, None), 0), axis_name="chain")`
+
+    Args:
+      kernel: `nuts`, `hmc`, or any factory with arguments `step_size` and `inverse_mass_matrix` whose info has a field
+        `acceptance_rate`.
+      log_density: `position -> scalar`.
+      num_steps: transitions that tune; at the end of them the tuning stands still.
+      target_acceptance: (), acceptance rate that the step size aims at.
+      metric: "diagonal" or "dense".
+      initial_step_size: (), where the search begins; too large costs less than too small.
+      axis_name: named axes over which chains share one step size and one metric; none for a chain on its own.
+      **options: for the kernel.
+
+    Returns:
+      Warmup: an Algorithm (`init`, `step`) and `finish`.
+
+    Raises:
+      TypeError: if `log_density` is no function.
+      ValueError: for an unknown metric, a negative number of steps, a target outside (0, 1), or an impossible step size.
+
+    >>> from jaxprob.inference import mcmc
+    >>> tuning = warmup(mcmc.nuts, lambda q: -0.5 * (q**2).sum(), num_steps=20)
+    >>> state = tuning.init(jnp.ones(3), jax.random.key(0))
+    >>> state, info = tuning.step(jax.random.key(1), state)
+    >>> kernel = tuning.finish(state)
+
+    Source: Hoffman & Gelman (2014), algorithm 6, for the step size; Stan reference manual for the windows.
+    """
+    target = as_log_density(log_density, "warmup")
+    if metric not in ("diagonal", "dense"):
+        raise core.bad_value("warmup", "metric", metric, "'diagonal' or 'dense'")
+    if num_steps < 0:
+        raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
+    if not isinstance(target_acceptance, jax.core.Tracer) and not 0 < target_acceptance < 1:
+        raise core.bad_value("warmup", "target_acceptance", target_acceptance, "a number between 0 and 1")
+    initial_step_size = hamiltonian.as_step_size(initial_step_size, "warmup")
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    limited = "tree_depth_limit" in inspect.signature(kernel).parameters and "tree_depth_limit" not in options
+
+    def build(step_size: Any, scale: Metric, **more: Any) -> core.Algorithm:
+        return kernel(target, step_size=step_size, inverse_mass_matrix=scale, **options, **more)
+
+    def init(position: Any, key: core.Key) -> core.Shared:
+        flat = hamiltonian.flatten(target, position)
+        factor = jnp.ones((flat.size,), flat.dtype)
+        scale = Metric(jnp.diag(factor) if metric == "dense" else factor)
+        step_size = initial_step_size.astype(flat.dtype)
+        plan = jax.tree.map(jnp.int32, schedule(num_steps))
+        shared = WarmupShared(
+            transitions=jnp.int32(0),
+            schedule=plan,
+            windows=jnp.int32(0),
+            window_end=_window_end(plan, plan.start, 0),
+            averaging=dual_averaging.start(step_size),
+            step_size=step_size,
+            metric=scale,
+        )
+        moments = welford.start(flat.size, flat.dtype, metric == "dense")
+        return core.Shared(WarmupChain(build(step_size, scale).init(position, key), moments), shared)
+
+    def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, Any]:
+        chain, shared = state
+        tuning = shared.transitions < shared.schedule.num_steps
+        more = {"tree_depth_limit": jnp.where(tuning, FIRST_DEPTH + 2 * shared.windows, 20)} if limited else {}
+        new, info = build(shared.step_size, shared.metric, **more).step(key, chain.kernel)
+        chain, shared = lax.cond(tuning, tune, keep, chain._replace(kernel=new), shared, info.acceptance_rate)
+        return core.Shared(chain, shared), info
+
+    def keep(chain: WarmupChain, shared: WarmupShared, rate: jax.Array) -> tuple[WarmupChain, WarmupShared]:
+        return chain, shared
+
+    def tune(chain: WarmupChain, shared: WarmupShared, rate: jax.Array) -> tuple[WarmupChain, WarmupShared]:
+        plan, transitions = shared.schedule, shared.transitions + 1
+        rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
+        averaging = dual_averaging.update(shared.averaging, welford.total(rates) / rates.shape[0], target_acceptance)
+        log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
+        shared = shared._replace(transitions=transitions, averaging=averaging, step_size=jnp.exp(log_step))
+        inside = (transitions > plan.start) & (transitions <= plan.stop)
+        position = core.ravel(chain.position)[0].astype(chain.moments.mean.dtype)
+        added = welford.update(chain.moments, position)
+        moments = jax.tree.map(lambda new, old: jnp.where(inside, new, old), added, chain.moments)
+        moments, shared = lax.cond(
+            inside & (transitions == shared.window_end), learn, lambda *same: same, moments, shared
+        )
+        return chain._replace(moments=moments), shared
+
+    def learn(moments: Moments, shared: WarmupShared) -> tuple[Moments, WarmupShared]:
+        pooled = welford.pool(gather(moments, axes))
+        step_size = jnp.exp(shared.averaging.log_average)
+        shared = shared._replace(
+            windows=shared.windows + 1,
+            window_end=_window_end(shared.schedule, shared.transitions, shared.windows + 1),
+            averaging=dual_averaging.start(step_size),
+            step_size=step_size,
+            metric=from_covariance(welford.covariance(pooled), shared.metric),
+        )
+        return jax.tree.map(jnp.zeros_like, moments), shared
+
+    def finish(state: core.Shared) -> core.Algorithm:
+        shared = state.shared
+        unfinished = (shared.transitions < shared.schedule.num_steps) & (shared.averaging.updates > 0)
+        return build(jnp.where(unfinished, jnp.exp(shared.averaging.log_average), shared.step_size), shared.metric)
+
+    return Warmup(init, step, finish)
+
+
+def gather(tree: Any, axes: Sequence[str]) -> Any:
+    """The arrays of all chains on a new leading axis, in their global order; of one chain where there are no axes.
+
+    Sums over chains are never left to `psum`, whose order depends on the devices.
+    """
+
+    def gathered(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.expand_dims(leaf, 0)
+        for axis in reversed(axes):
+            leaf = lax.all_gather(leaf, axis)
+            leaf = leaf.reshape(-1, *leaf.shape[2:])
+        return leaf
+
+    return lax.optimization_barrier(jax.tree.map(gathered, tree))
