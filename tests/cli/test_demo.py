@@ -89,7 +89,7 @@ def test_the_demo_ends_with_a_clean_diagnosis_and_a_report(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--quiet"]) == 0
     text = capsys.readouterr().out
-    assert "No problems found in 4 chains of 1,000 draws" in text
+    assert "No problems found in 4 chains of 1,500 draws" in text
     assert text.splitlines()[-1] == "report  runs/demo/report.html"
     page = (tmp_path / "runs/demo/report.html").read_text()
     assert "Raw and shrunken rates" in page
