@@ -1,7 +1,7 @@
 """The arithmetic of convergence diagnostics for one quantity, on arrays (chain, draw).
 
-Everything here is written for one scalar quantity and mapped over the others by `over_quantities`. Deviations are
-always taken from a mean that was itself corrected, so that draws such as 1e6 + N(0, 1) work in float32.
+Everything here is written for one scalar quantity and mapped over the others by `over_quantities`. Moments are taken
+relative to a draw, so that draws such as 1e6 + N(0, 1) work in float32 and constant chains have variance 0 exactly.
 
 Source: Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), "Rank-normalization, folding, and localization: an
 improved R-hat for assessing convergence of MCMC", Bayesian Analysis 16(2).
@@ -42,6 +42,20 @@ def over_quantities(function: Callable[[jax.Array], jax.Array], x: jax.Array) ->
     return jax.vmap(function, in_axes=2)(x.reshape(chains, draws, -1)).reshape(rest)
 
 
+def in_batches(function: Callable[..., Any], arguments: tuple[jax.Array, ...], at_once: int) -> Any:
+    """Maps `function` over the leading axis of all arguments, at most `at_once` entries in memory at a time."""
+    number = arguments[0].shape[0]
+    batches = max(1, -(-number // at_once))
+    if batches == 1:
+        return jax.vmap(function)(*arguments)
+    size = -(-number // batches)
+    # The last entries are done again to fill the last batch, so that there is one loop and no remainder to compile.
+    index = jnp.minimum(jnp.arange(batches * size), number - 1)
+    cut = tuple(argument[index].reshape(batches, size, *argument.shape[1:]) for argument in arguments)
+    results = lax.map(lambda batch: jax.vmap(function)(*batch), cut)
+    return jax.tree.map(lambda leaf: leaf.reshape(batches * size, *leaf.shape[2:])[:number], results)
+
+
 def defined(x: jax.Array) -> jax.Array:
     """Whether diagnostics of `x` mean anything: every draw finite, and not all of them equal."""
     return jnp.all(jnp.isfinite(x)) & (jnp.max(x) > jnp.min(x))
@@ -64,14 +78,16 @@ def split(x: jax.Array) -> jax.Array:
 def centre(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Deviations from the chain means (chain, draw), chain means less a reference (chain,), and the reference ().
 
-    Two passes: the mean of the deviations from a rounded mean is that mean's error. Differences of chain means are
-    taken before the correction is added, for only then is nothing lost next to a large offset.
+    Everything is first taken relative to the chain's first draw: differences of neighbouring floats are exact, however
+    large the offset. Should that draw be far out, the standard deviation is at least its distance / sqrt(draws), so
+    that rounding stays small against it. (Subtracting a rounded mean and correcting it afterwards does not work: under
+    jit XLA may sum the same numbers in two orders, and the correction then belongs to another mean.)
     """
-    rough = jnp.mean(x, axis=1, keepdims=True)
-    deviations = x - rough
-    correction = jnp.mean(deviations, axis=1, keepdims=True)
-    reference = rough[0, 0]
-    return deviations - correction, (rough[:, 0] - reference) + correction[:, 0], reference
+    reference = x[:, :1]
+    shifted = x - reference
+    middle = jnp.mean(shifted, axis=1, keepdims=True)
+    offsets = (reference - reference[:1]) + middle
+    return shifted - middle, offsets[:, 0], reference[0, 0]
 
 
 def deviations_and_scale(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,27 +102,28 @@ def deviations_and_scale(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]
     return deviations / jnp.where(scale > 0, scale, 1), scale, reference + middle
 
 
+def _reorder(key: jax.Array) -> jax.Array:
+    """Between the bits of a float, as an integer, and an integer with the order of the floats; its own inverse."""
+    return key ^ ((key >> (jnp.iinfo(key.dtype).bits - 1)) & jnp.iinfo(key.dtype).max)
+
+
+def _integers(x: jax.Array) -> jax.Array:
+    """Integers in the same order as `x`, as a vector; XLA sorts them five times faster than floats on CPU."""
+    integer = {32: jnp.int32, 64: jnp.int64}[jnp.finfo(x.dtype).bits]
+    flat = jnp.where(x == 0, 0, x).reshape(-1)  # -0 and 0 have different bits
+    return _reorder(lax.bitcast_convert_type(flat, integer))
+
+
 def ordered(x: jax.Array) -> jax.Array:
-    """The entries of `x` in ascending order, as a vector; NaN goes to an end.
-
-    Sorted as integers with the same order as the floats, which XLA does five times faster on CPU.
-    """
-    bits = jnp.finfo(x.dtype).bits
-    integer = {32: jnp.int32, 64: jnp.int64}[bits]
-    flat = jnp.where(x == 0, 0, x).reshape(-1)  # -0 and 0 are different integers
-
-    def reorder(key: jax.Array) -> jax.Array:
-        return key ^ ((key >> (bits - 1)) & jnp.iinfo(integer).max)
-
-    return lax.bitcast_convert_type(reorder(jnp.sort(reorder(lax.bitcast_convert_type(flat, integer)))), x.dtype)
+    """The entries of `x` in ascending order, as a vector; NaN goes to an end."""
+    return lax.bitcast_convert_type(_reorder(jnp.sort(_integers(x))), x.dtype)
 
 
-def ranks(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ranks 1..size of the entries of `x` among all of them, ties sharing their average, and the sorted entries."""
-    entries = ordered(x)
-    below = jnp.searchsorted(entries, x, side="left")
-    not_above = jnp.searchsorted(entries, x, side="right")
-    return (below + not_above + 1).astype(x.dtype) / 2, entries
+def ranks(x: jax.Array) -> jax.Array:
+    """Ranks 1..size of the entries of `x` among all of them; ties share their average."""
+    keys = _integers(x)
+    below, not_above = jnp.searchsorted(jnp.sort(keys), jnp.stack([keys, keys + 1]))
+    return ((below + not_above + 1).astype(x.dtype) / 2).reshape(x.shape)
 
 
 def normal_scores(rank: jax.Array) -> jax.Array:
@@ -149,25 +166,18 @@ def r_hat(x: jax.Array) -> jax.Array:
     draws = x.shape[1]
     deviations, offsets, _ = centre(x)
     variances = jnp.sum(deviations**2, axis=1) / (draws - 1)
-    # The mean of equal numbers need not be that number: rounding must not pass for variation.
-    variances = jnp.where(jnp.max(x, axis=1) > jnp.min(x, axis=1), variances, 0)
     between = jnp.var(offsets, ddof=1) if x.shape[0] > 1 else jnp.zeros_like(variances[0])
     return jnp.sqrt((draws - 1) / draws + between / jnp.mean(variances))
 
 
-def rank_r_hat(halves: jax.Array, rank: jax.Array, entries: jax.Array) -> jax.Array:
-    """The larger of the R-hats of normal scores of split chains (bulk) and of their distance from the median (folded).
-
-    Args:
-      halves: (2 chain, draw // 2), the split chains.
-      rank: the ranks of `halves`.
-      entries: the sorted entries of `halves`.
-    """
+def bulk_and_folded_scores(halves: jax.Array) -> jax.Array:
+    """Normal scores of split chains, and of their distance from the median: (2, 2 chain, draw // 2)."""
+    entries = ordered(halves)
     # The distance is doubled, so that the two middle entries are equally far from the median: its rounding would hide
     # that tie.
     low, high = entries[(entries.size - 1) // 2], entries[entries.size // 2]
-    folded, _ = ranks(jnp.abs((halves - low) + (halves - high)))
-    return jnp.max(jax.vmap(lambda r: r_hat(normal_scores(r)))(jnp.stack([rank, folded])))
+    folded = jnp.abs((halves - low) + (halves - high))
+    return jax.vmap(lambda x: normal_scores(ranks(x)))(jnp.stack([halves, folded]))
 
 
 def _mean_autocovariance(deviations: jax.Array) -> jax.Array:

@@ -169,8 +169,8 @@ def e_bfmi(energy: Any) -> jax.Array:
     Raises:
       ValueError: if `energy` has fewer than two axes.
 
-    >>> e_bfmi(jnp.array([[0.0, 1.0, 0.0, 1.0, 0.0]])).round(3).tolist()
-    [3.3329999446868896]
+    >>> float(e_bfmi(jnp.array([[0.0, 1.0, 0.0, 2.0, 2.0]]))[0])  # 6 / 4 over 1
+    1.5
 
     Source: Betancourt (2016), "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo".
     """
@@ -181,8 +181,8 @@ def e_bfmi(energy: Any) -> jax.Array:
 @jax.jit
 def _r_hat(x: jax.Array) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:
-        halves = chains.split(x)
-        return chains.where_defined(x, chains.rank_r_hat(halves, *chains.ranks(halves)))
+        scores = chains.bulk_and_folded_scores(chains.split(x))
+        return chains.where_defined(x, jnp.max(jax.vmap(chains.r_hat)(scores)))
 
     return chains.over_quantities(one, x)
 
@@ -190,8 +190,8 @@ def _r_hat(x: jax.Array) -> jax.Array:
 @jax.jit
 def _effective_sample_size(x: jax.Array) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:
-        rank, _ = chains.ranks(chains.split(x))
-        return chains.where_defined(x, chains.ess(chains.normal_scores(rank)))
+        scores = chains.normal_scores(chains.ranks(chains.split(x)))
+        return chains.where_defined(x, chains.ess(scores))
 
     return chains.over_quantities(one, x)
 

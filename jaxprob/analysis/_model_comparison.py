@@ -144,7 +144,7 @@ def loo(log_likelihood: Any, *, r_eff: Any = None) -> Loo:
     Raises:
       ValueError: if `log_likelihood` has fewer than three axes: there would be no observations to leave out.
 
-    >>> y = jax.random.normal(jax.random.key(0), (20,))
+    >>> y = jax.random.normal(jax.random.key(0), (1, 1, 20))
     >>> mu = y.mean() + jax.random.normal(jax.random.key(1), (4, 500, 1)) / 20**0.5
     >>> result = loo(jax.scipy.stats.norm.logpdf(y, mu))
     >>> bool(abs(result.p - 1) < 0.5), bool((result.pareto_k < result.threshold).all())
@@ -178,7 +178,7 @@ def waic(log_likelihood: Any) -> Waic:
     Raises:
       ValueError: if `log_likelihood` has fewer than three axes.
 
-    >>> y = jax.random.normal(jax.random.key(0), (20,))
+    >>> y = jax.random.normal(jax.random.key(0), (1, 1, 20))
     >>> mu = y.mean() + jax.random.normal(jax.random.key(1), (4, 500, 1)) / 20**0.5
     >>> bool(abs(waic(jax.scipy.stats.norm.logpdf(y, mu)).p - 1) < 0.5)
     True

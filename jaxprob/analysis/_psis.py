@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
+from jaxprob.analysis import _chains as chains
 
 _MIN_TAIL = 5
 _NEGLIGIBLE = 10 * 2.220446049250313e-16
@@ -96,9 +97,8 @@ def _psis(log_ratios: jax.Array, r_eff: jax.Array, room: int) -> Psis:
     size, *rest = log_ratios.shape
     columns = log_ratios.reshape(size, -1).T
     # One program for a few series at a time: the fit evaluates (grid, tail) numbers for each.
-    batch = max(1, 2**22 // (max(room, 1) * (30 + math.isqrt(room))))
-    smooth = partial(_smooth, room=room)
-    weights, k = jax.lax.map(lambda pair: smooth(*pair), (columns, r_eff.reshape(-1)), batch_size=batch)
+    at_once = max(1, 2**22 // (max(room, 1) * (30 + math.isqrt(room))))
+    weights, k = chains.in_batches(partial(_smooth, room=room), (columns, r_eff.reshape(-1)), at_once)
     return Psis(weights.T.reshape(log_ratios.shape), k.reshape(rest))
 
 
@@ -118,8 +118,8 @@ def _smooth(log_ratios: jax.Array, r_eff: jax.Array, room: int) -> tuple[jax.Arr
         # exp(x) - exp(cut) in units of exp(cut), without cancellation, and then in units of the largest.
         excess = jnp.where(in_tail, jnp.expm1(largest - cut), 0)
         k, scale = _fit(excess / excess[-1], in_tail, length)
-        place = jnp.arange(room + 1) - (room + 1 - length)
-        probability = jnp.where(in_tail, (place + 0.5).astype(dtype) / length, 0.5)
+        place = (jnp.arange(room + 1) - (room + 1 - length)).astype(dtype)
+        probability = jnp.where(in_tail, (place + 0.5) / length.astype(dtype), 0.5)
         fitted = cut + jnp.log1p(excess[-1] * scale * _standard_quantile(probability, k))
         usable = (length >= _MIN_TAIL) & jnp.isfinite(k)
         smooth = x.at[order].set(jnp.where(in_tail & usable, jnp.minimum(fitted, 0), largest), unique_indices=True)

@@ -132,7 +132,7 @@ def summary(draws: Any, probability: float = 0.89) -> Summary:
 
     >>> print(summary({"mu": np.arange(400.0).reshape(4, 100) % 7}, probability=0.5))
         mean    sd  eti 25%  eti 75%  ess_bulk  ess_tail  r_hat  mcse_mean
-    mu  2.99  2.01     1.00     5.00      1041       400  0.990      0.062
+    mu  2.99  2.01     1.00     5.00       330       400  0.990       0.12
 
     Source: Vehtari et al. (2021), Bayesian Analysis 16(2); the columns are those of ArviZ 1.
     """
@@ -216,28 +216,26 @@ def _statistics(x: jax.Array, probability: float) -> jax.Array:
 
 
 def _of_one(x: jax.Array, probability: float) -> jax.Array:
-    length = x.shape[1]
-    finite = jnp.all(jnp.isfinite(x))
-    varies = jnp.max(x) > jnp.min(x)
+    entries = chains.ordered(x)
+    finite = jnp.isfinite(entries[0]) & jnp.isfinite(entries[-1])  # NaN is at an end
+    varies = entries[-1] > entries[0]
     deviations, scale, mean = chains.deviations_and_scale(x)
-    sd = jnp.sqrt(jnp.sum(deviations**2) / max(x.size - 1, 1)) * scale
-    halves = chains.split(x)
-    rank, split_entries = chains.ranks(halves)
-    entries = split_entries if length % 2 == 0 else chains.ordered(x)
+    sd = jnp.sqrt(jnp.sum(deviations**2) / (x.size - 1)) * scale
     interval = [chains.quantile(entries, (1 + sign * probability) / 2) for sign in (-1, 1)]
-    located = jnp.stack([mean, jnp.where(varies, sd, 0), *interval])
-
-    if length < chains.MIN_DRAWS:
+    located = jnp.stack([mean, sd, *interval])
+    if x.shape[1] < chains.MIN_DRAWS:
         trusted = jnp.full(len(_COLUMNS) - len(located), jnp.nan, x.dtype)
     else:
+        halves = chains.split(x)
+        scores = chains.bulk_and_folded_scores(halves)
         tails = jnp.stack([chains.split(chains.below_quantile(x, entries, p)) for p in (0.05, 0.95)])
-        series = jnp.stack([chains.normal_scores(rank), halves, chains.split(deviations**2)])
+        series = jnp.stack([scores[0], halves, chains.split(deviations**2)])
         ess = jax.vmap(chains.ess)(jnp.concatenate([series, tails]))
         trusted = jnp.stack(
             [
                 ess[0],
                 jnp.min(chains.or_all_draws(ess[3:], tails)),
-                chains.rank_r_hat(halves, rank, split_entries),
+                jnp.max(jax.vmap(chains.r_hat)(scores)),
                 mcse.error_of_mean(deviations, ess[1]) * scale,
                 mcse.error_of_sd(deviations, ess[2]) * scale,
             ]

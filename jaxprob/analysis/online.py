@@ -13,7 +13,6 @@ Flegal and Jones (2010), "Batch means and spectral variance estimators in MCMC",
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from jaxprob import core
 BATCHES = 32
 _ENOUGH = 32
 """Batches, over all chains, from which the variance of a batch mean is estimated to about 25 %."""
+_LEVELS = BATCHES.bit_length() - 1
 _SHORTEST = 4
 """Draws in a batch below which its mean says nothing about autocorrelation."""
 
@@ -108,6 +108,7 @@ def add(state: State, draw: jax.Array) -> State:
     )
 
 
+@jax.jit
 def mean(state: State) -> jax.Array:
     """Mean over all draws of all chains, (size,); NaN before the first."""
     offset, weights = _relative_means(state), _weights(state)[None, :, None]
@@ -115,6 +116,7 @@ def mean(state: State) -> jax.Array:
     return state.reference[0] + jnp.sum(weights * offset, axis=(0, 1)) / total
 
 
+@jax.jit
 def variance(state: State) -> jax.Array:
     """Variance over all draws of all chains, with divisor n - 1, (size,); NaN before the second draw."""
     offset, weights = _relative_means(state), _weights(state)[None, :, None]
@@ -125,6 +127,7 @@ def variance(state: State) -> jax.Array:
     return (inside + between) / jnp.where(total > 1, total - 1, jnp.nan)
 
 
+@jax.jit
 def r_hat(state: State) -> jax.Array:
     """Split R-hat, (size,): the halves are the first and the last full batches of each chain.
 
@@ -154,35 +157,38 @@ def r_hat(state: State) -> jax.Array:
     return jnp.where(size >= 2, jnp.sqrt((number - 1) / number + between / within), jnp.nan)
 
 
+@jax.jit
 def effective_sample_size(state: State) -> jax.Array:
     """Effective sample size of the mean by batch means, (size,): `n var(x) / (length var(batch means))`.
 
-    Batches of all chains are taken about one common mean, so that chains which disagree make it small. Longer batches
-    see more of the autocorrelation and are fewer: each doubling of the length is tried that leaves 32 batches over all
-    chains, and the smallest result counts. It is meant for stopping rules and progress, correct to some 15 % once
+    Batches of all chains are taken about one common mean. Longer batches see more of the autocorrelation and are fewer:
+    each doubling of the length is tried that leaves 32 batches over all chains, and the smallest result counts. The
+    longest ones, which are fewer, count as far as chance (three standard errors) does not explain their spread, so that
+    chains which disagree have a small ESS. It is meant for stopping rules and progress, correct to some 15 % once
     batches (1/32 to 1/16 of a chain, at first) are longer than the autocorrelation time, and too large before.
 
     Returns:
-      (size,), above n for antithetic chains; NaN while the longest batches that can be used have fewer than 4 draws, or
-      where nothing varies.
+      (size,), above n for antithetic chains; NaN while the longest of the batches that are 32 or more have fewer than 4
+      draws, or where nothing varies.
     """
     offset = _relative_means(state)
     chains, _, size = offset.shape
     full = state.draws // state.length
-    length = state.length.astype(offset.dtype)
     total = chains * state.draws.astype(offset.dtype)
     worst = jnp.zeros((size,), offset.dtype)
-    longest = jnp.zeros((), state.length.dtype)
-    for level in range(round(math.log2(BATCHES)) + 1):
+    longest = state.length
+    for level in range(_LEVELS + 1):
         number = full >> level
-        usable = (chains * number >= _ENOUGH) | (level == 0)
+        groups = (chains * number).astype(offset.dtype)
+        length = (state.length << level).astype(offset.dtype)
         chosen = (jnp.arange(BATCHES >> level) < number)[None, :, None]
-        groups = jnp.maximum(chains * number, 2).astype(offset.dtype)
         centre = jnp.sum(jnp.where(chosen, offset, 0), axis=(0, 1)) / groups
         spread = jnp.sum(jnp.where(chosen, (offset - centre[None, None]) ** 2, 0), axis=(0, 1)) / (groups - 1)
-        worst = jnp.where(usable, jnp.maximum(worst, 2.0**level * length * spread), worst)
-        longest = jnp.where(usable, state.length << level, longest)
-        offset = (offset[:, 0::2] + offset[:, 1::2]) / 2 if level < round(math.log2(BATCHES)) else offset
+        enough = (chains * number >= _ENOUGH) | (level == 0)
+        by_chance = jnp.where(enough, 1, 1 + 3 * jnp.sqrt(2 / (groups - 1)))
+        worst = jnp.where(chains * number >= 2, jnp.maximum(worst, length * spread / by_chance), worst)
+        longest = jnp.where(enough, state.length << level, longest)
+        offset = (offset[:, 0::2] + offset[:, 1::2]) / 2 if level < _LEVELS else offset
     spread = variance(state)
     return jnp.where((longest >= _SHORTEST) & (spread > 0), total * spread / worst, jnp.nan)
 

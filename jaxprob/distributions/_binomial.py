@@ -248,8 +248,8 @@ class Multinomial(Distribution):
     def __post_init__(self) -> None:
         _set_total(self)
         set_weights(self)
-        shapes = {"the batch of probabilities": weights_shape(self.probs, self.logits)[:-1], "total_count": self.total_count.shape}
-        check_shapes("Multinomial", **shapes)
+        batch = weights_shape(self.probs, self.logits)[:-1]
+        check_shapes("Multinomial", **{"the batch of probabilities": batch, "total_count": self.total_count.shape})
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -275,10 +275,12 @@ class Multinomial(Distribution):
         return align(jnp.expand_dims(self.total_count, -1), *values)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        return samplers.multinomial(key, self.total_count, probabilities(self.probs, self.logits), shape + self.batch_shape)
+        probs = probabilities(self.probs, self.logits)
+        return samplers.multinomial(key, self.total_count, probs, shape + self.batch_shape)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        n, x, p, log_p = self._aligned(value, probabilities(self.probs, self.logits), log_weights(self.probs, self.logits))
+        given = self.probs, self.logits
+        n, x, p, log_p = self._aligned(value, probabilities(*given), log_weights(*given))
         k, valid = whole(x)
         # The deviances add up to that of normalised probabilities, whatever rounding has done to their sum.
         parts = stirling(k) + deviance(k, n * p, core.safe_log(n) + log_p, n * p - k)

@@ -158,7 +158,7 @@ def enumerate_integers(count: int, batch: tuple[int, ...]) -> jax.Array:
 
 
 def set_weights(distribution: Any, field: str = "probs") -> None:
-    """Converts and checks `logits` or the probabilities in `field`, (*batch, k), of a distribution under construction."""
+    """Converts and checks `logits` or the probabilities `field`, (*batch, k), of a distribution under construction."""
     name = type(distribution).__name__
     one_of(name, **{field: getattr(distribution, field), "logits": distribution.logits})
     given = "logits" if getattr(distribution, field) is None else field

@@ -41,10 +41,10 @@ class Truncated(Distribution):
 
     The probability of the interval is a difference of tail probabilities, taken in the tail where it lies. For
     symmetric bases (normal, Student t, Cauchy, Laplace, logistic) and counts (Bernoulli, binomial, Poisson, negative
-    binomial) both tails keep their digits, down to the smallest normal number (1e-38 in float32: 13 standard deviations of a
-    normal base; `TruncatedNormal` has no such limit); where the probability underflows, log densities are nan. Other
-    bases have in the upper tail the digits that `1 - cdf` leaves: in float32 about three at 1e-4, none at 1e-7. An
-    interval that holds a small part of the mass on its side of the median loses digits in proportion.
+    binomial) both tails keep their digits, down to the smallest normal number (1e-38 in float32: 13 standard deviations
+    of a normal base; `TruncatedNormal` has no such limit); where the probability underflows, log densities are nan.
+    Other bases have in the upper tail the digits that `1 - cdf` leaves: in float32 about three at 1e-4, none at 1e-7.
+    An interval that holds a small part of the mass on its side of the median loses digits in proportion.
 
     Args:
       base: a distribution of one number with a `cdf`; to sample a continuous one it also needs a `quantile`.
@@ -71,11 +71,20 @@ class Truncated(Distribution):
             if _is_open(getattr(self, name), infinity):
                 object.__setattr__(self, name, None)
         given = [name for name in ("low", "high") if getattr(self, name) is not None]
-        if len(given) == 2 and not self.base.is_discrete:
-            check_order("Truncated", self.low, self.high)
+        if len(given) == 2:
+            self._check_order()
         set_parameters(self, **dict.fromkeys(given, REAL))
         shapes = {name: getattr(self, name).shape for name in given}
         check_shapes("Truncated", **{"the batch of base": self.base.batch_shape}, **shapes)
+
+    def _check_order(self) -> None:
+        if not self.base.is_discrete:
+            check_order("Truncated", self.low, self.high)
+        elif is_concrete(self.low) and is_concrete(self.high):
+            low, high = np.broadcast_arrays(np.ceil(self.low), np.floor(self.high))
+            if (low > high).any():
+                expected = f"numbers not below low, here {low[low > high][0]:g}"
+                raise core.bad_value("Truncated", "high", f"{high[low > high][0]:g}", expected)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:

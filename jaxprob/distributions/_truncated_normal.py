@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -47,7 +48,8 @@ class _Interval(NamedTuple):
 
     @property
     def r(self) -> Array:
-        return jnp.minimum(self.hi, 0)
+        # Not `minimum`: at hi = 0 its gradient is one half, and `edge` would not agree with it.
+        return jnp.where(self.hi < 0, self.hi, 0)
 
 
 def _standardise(loc: Array, scale: Array, low: Array | None, high: Array | None) -> _Interval:
@@ -72,17 +74,38 @@ def _standardise(loc: Array, scale: Array, low: Array | None, high: Array | None
     return _Interval(sign, hi, reach, jnp.where(hi < 0, end, loc), bounded=False)
 
 
+@jax.custom_jvp
 def _log_mills(y: Array) -> Array:
     """`log Phi(y) + min(y, 0)^2 / 2`, without a term of the size of y^2."""
-    far = y < _TAIL
-    near = jnp.where(far, 0, y)
-    x = -jnp.where(far, y, _TAIL)
-    # Laplace's continued fraction Phi(-x) / phi(x) = 1 / (x + 1 / (x + 2 / (x + ...))), from its end.
-    fraction = jnp.zeros_like(y)
+    near = jnp.maximum(y, _TAIL)
+    return jnp.where(y < _TAIL, _log_mills_tail(y), log_ndtr(near) + 0.5 * jnp.minimum(near, 0) ** 2)
+
+
+def _log_mills_tail(y: Array) -> Array:
+    """`_log_mills` for y <= _TAIL."""
+    x, fraction = _fraction(y)
+    return -jnp.log(x) - jnp.log1p(fraction) - HALF_LOG_2PI
+
+
+@_log_mills.defjvp
+def _log_mills_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (y,), (dy,) = primals, tangents
+    value = _log_mills(y)
+    near = jnp.maximum(y, _TAIL)
+    x, fraction = _fraction(y)
+    # phi / Phi + min(y, 0), which in the tail is what the fraction adds to x.
+    hazard = jnp.exp(-0.5 * jnp.maximum(near, 0) ** 2 - HALF_LOG_2PI - jnp.where(y < _TAIL, 0, value))
+    return value, jnp.where(y < _TAIL, x * fraction, hazard + jnp.minimum(near, 0)) * dy
+
+
+def _fraction(y: Array) -> tuple[Array, Array]:
+    """x = -y, held above -_TAIL, and t in `phi(x) / Phi(-x) = x (1 + t)`, by Laplace's continued fraction."""
+    x = jnp.maximum(-y, -_TAIL)
+    inverse_square = (1 / x) ** 2
+    fraction = jnp.zeros_like(x)
     for k in range(8 if jnp.finfo(y.dtype).bits <= 32 else 24, 0, -1):
-        fraction = k / (x * x) / (1 + fraction)
-    tail = -jnp.log(x) - jnp.log1p(fraction) - HALF_LOG_2PI
-    return jnp.where(far, tail, log_ndtr(near) + 0.5 * jnp.minimum(near, 0) ** 2)
+        fraction = k * inverse_square / (1 + fraction)
+    return x, fraction
 
 
 def _integrals(s: _Interval, count: int, powers: int) -> list[Array]:
@@ -99,12 +122,12 @@ def _integrals(s: _Interval, count: int, powers: int) -> list[Array]:
 
 def _log_mass(s: _Interval) -> Array:
     """`log(Z exp(r^2 / 2))`, where Z is the mass of the standard normal distribution on the interval."""
-    log_upper = _log_mills(s.hi)
     if not s.bounded:
-        return log_upper
+        return _log_mills(s.hi)
     # Phi(lo) / Phi(hi) as a logarithm. On a narrow interval the two cancel, and its mass is an easy integral.
     narrow = (s.hi - s.r + s.below) * (1 - s.r) < 1
-    log_ratio = _log_mills(s.r - s.below) - log_upper - 0.5 * s.below * (s.below - 2 * s.r)
+    log_upper, log_lower = _log_mills(jnp.stack([s.hi, s.r - s.below]))
+    log_ratio = log_lower - log_upper - 0.5 * s.below * (s.below - 2 * s.r)
     wide = log_upper + core.log1mexp(jnp.where(narrow, 1, -log_ratio))
     return jnp.where(narrow, jnp.log(_integrals(s, 16, 1)[0]), wide)
 
@@ -171,8 +194,9 @@ class TruncatedNormal(Univariate):
 
     def _clip(self, x: Array, ends: tuple[Array, ...]) -> Array:
         low, high = self._ends(ends)
-        x = x if low is None else jnp.maximum(x, low)
-        return x if high is None else jnp.minimum(x, high)
+        # Not `clip`: the gradient at an end would be shared between it and x.
+        x = x if low is None else jnp.where(x < low, low, x)
+        return x if high is None else jnp.where(x > high, high, x)
 
     def _log_density(self, x: Array, loc: Array, scale: Array, *ends: Array) -> Array:
         s = self._interval(loc, scale, *ends)
@@ -217,7 +241,7 @@ class TruncatedNormal(Univariate):
         from_above = jnp.log1p(-above * filled)
         from_below = core.safe_log((1 - filled if s.bounded else 0.0) + (1 - above) * filled)
         target = jnp.where(above * filled < 0.5, from_above, from_below)
-        offset = jnp.where(s.hi < _TAIL, _tail_offset(s.hi, log_upper, target), _near_offset(s, log_upper, target))
+        offset = jnp.where(s.hi < _TAIL, _tail_offset(s.hi, target), _near_offset(s, log_upper, target))
         return self._clip(s.edge + s.sign * scale * offset, ends)
 
 
@@ -228,12 +252,14 @@ def _near_offset(s: _Interval, log_upper: Array, target: Array) -> Array:
     return ndtri(jnp.exp(log_cdf)) - s.r
 
 
-def _tail_offset(hi: Array, log_upper: Array, target: Array) -> Array:
+def _tail_offset(hi: Array, target: Array) -> Array:
     """z - hi with log Phi(z) = log Phi(hi) + target, for hi far in the tail: Newton's method from -z^2 / 2."""
     hi = jnp.minimum(hi, _TAIL)
+    log_upper = _log_mills_tail(hi)
     offset = 2 * target / (jnp.sqrt(hi * hi - 2 * target) - hi)
-    for _ in range(3):
-        log_mills = _log_mills(hi + offset)
+    # The start is off by a part in hi^2, which every step squares.
+    for _ in range(2 if jnp.finfo(hi.dtype).bits <= 32 else 3):
+        log_mills = _log_mills_tail(hi + offset)
         error = log_mills - log_upper - 0.5 * offset * (offset + 2 * hi) - target
         offset = jnp.minimum(offset - error * jnp.exp(log_mills + HALF_LOG_2PI), 0)
     return offset

@@ -82,13 +82,15 @@ def test_data_that_do_not_divide(regression):
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4), (4, 1)])
 def test_a_chains_by_data_mesh_gives_the_result_of_one_device(regression, shape):
-    options = {"chains": 4, "draws": 40, "warmup": 60}
+    kernel = mcmc.nuts(regression.log_density, step_size=0.05, inverse_mass_matrix=jnp.ones(3))
+    options = {"chains": 4, "draws": 40, "algorithm": Factory(0.05), "warmup": 0}
+    assert kernel
     one = jaxprob.sample(regression, jax.random.key(1), devices=1, **options)
     mesh = runtime.mesh(chains=shape[0], data=shape[1])
     many = jaxprob.sample(regression, jax.random.key(1), devices=mesh, **options)
-    # The same trajectories up to rounding: the likelihood is summed in another order.
+    # The same trajectories up to rounding, while rounding has not grown: the likelihood is summed in another order.
     np.testing.assert_array_equal(many.stats["num_steps"][:, :5], one.stats["num_steps"][:, :5])
-    np.testing.assert_allclose(many.draws[:, :5], one.draws[:, :5], rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(many.draws[:, :5], one.draws[:, :5], rtol=2e-3, atol=2e-3)
     # The exact posterior is normal: means within 5 standard errors of its mean (false alarm below 1e-5 in all).
     x, y = np.asarray(regression.x, np.float64), np.asarray(regression.y, np.float64)
     covariance = np.linalg.inv(x.T @ x + np.eye(3) / 100)

@@ -1,0 +1,193 @@
+"""Diagnosis: each fault that was put in is found, named, and nothing else is."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from jaxprob import analysis
+
+SHAPE = (4, 500)
+
+
+@pytest.fixture
+def draws(rng):
+    return {
+        "mu": rng.normal(size=SHAPE).astype(np.float32),
+        "sigma": rng.normal(size=SHAPE).astype(np.float32),
+        "theta": rng.normal(size=(*SHAPE, 3)).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def stats(rng):
+    return {
+        "diverging": np.zeros(SHAPE, bool),
+        "energy": rng.normal(size=SHAPE).astype(np.float32),
+        "acceptance_rate": np.clip(rng.normal(0.85, 0.1, size=SHAPE), 0, 1).astype(np.float32),
+        "tree_depth": rng.integers(2, 5, size=SHAPE),
+        "num_steps": np.full(SHAPE, 7),
+    }
+
+
+def found(diagnosis):
+    return {finding.name: finding.severity for finding in diagnosis.findings}
+
+
+def test_a_clean_run_is_reassuring(draws, stats):
+    diagnosis = analysis.diagnose(draws, stats)
+    assert diagnosis.ok
+    assert diagnosis.findings == ()
+    text = " ".join(str(diagnosis).split())
+    table = analysis.summary(draws)
+    worst = int(np.argmax(table.r_hat))
+    assert text.startswith("No problems found in 4 chains of 500 draws. The chains agree: the largest R-hat is ")
+    assert f"{table.r_hat[worst]:.3f} ({table.names[worst]})" in text
+    assert f"{table.ess_bulk.min():,.0f} for the bulk" in text
+    assert "No draw diverged. E-BFMI is at least 1." in text
+    assert max(map(len, str(diagnosis).splitlines())) <= 88
+    assert len(text) < 400
+
+
+def test_statistics_are_optional_and_may_be_a_namedtuple(draws, stats):
+    class Info(NamedTuple):
+        diverging: np.ndarray
+        energy: np.ndarray
+
+    assert analysis.diagnose(draws).ok
+    info = Info(~stats["diverging"], stats["energy"])
+    assert found(analysis.diagnose(draws, info)) == {"Divergences": "problem"}
+
+
+def test_a_summary_may_be_given(draws, monkeypatch):
+    table = analysis.summary(draws)
+    monkeypatch.setattr("jaxprob.analysis._diagnose._summary", None)
+    assert analysis.diagnose(draws, summary=table).ok
+
+
+def test_chains_that_disagree(draws, stats):
+    draws["theta"][1, :, 2] += 1
+    diagnosis = analysis.diagnose(draws, stats)
+    assert not diagnosis.ok
+    assert found(diagnosis)["Chains that disagree"] == "problem"
+    finding = diagnosis.findings[0]
+    assert "R-hat is above 1.01 for 1 of 5 quantities; worst: theta[2] (1." in finding.what
+    assert "mixed" in finding.meaning
+    assert "warm-up" in finding.try_
+    text = str(diagnosis)
+    assert (
+        "found in 4 chains of 500 draws. Do not rely on these draws yet.\n\n1. Chains that disagree (problem)" in text
+    )
+    assert max(map(len, text.splitlines())) <= 88
+
+
+def test_sticky_chains_have_few_effective_draws(draws, stats, rng):
+    x = draws["mu"]
+    for t in range(1, SHAPE[1]):
+        x[:, t] = 0.93 * x[:, t - 1] + np.sqrt(1 - 0.93**2) * x[:, t]
+    names = found(analysis.diagnose(draws, stats))
+    assert names["Few effective draws in the bulk"] == "problem"
+    assert "Few effective draws in the tail" in names or "Chains that disagree" in names
+
+
+def test_divergences_and_where_they_are(draws, stats, rng):
+    stats["diverging"] = (draws["theta"][..., 1] > 1) & (rng.random(SHAPE) < 0.3)
+    number = int(stats["diverging"].sum())
+    diagnosis = analysis.diagnose(draws, stats)
+    assert found(diagnosis) == {"Divergences": "problem"}
+    what = diagnosis.findings[0].what
+    assert what.startswith(f"{number} draws of 2,000 ({100 * number / 2000:.2g} %) diverged")
+    inside = np.median(draws["theta"][..., 1][stats["diverging"]])
+    assert f"They gather where theta[1] is high: its median is {inside:.3g} among them" in what
+    stats["diverging"] = rng.random(SHAPE) < 0.05
+    assert "not gathered at low or high values" in analysis.diagnose(draws, stats).findings[0].what
+    stats["diverging"] = np.zeros(SHAPE, bool)
+    stats["diverging"][2, :40] = True
+    assert "100 % of them are in chain 2." in analysis.diagnose(draws, stats).findings[0].what
+    stats["diverging"] = np.arange(2000).reshape(SHAPE) == 3
+    assert analysis.diagnose(draws, stats).findings[0].what.startswith("1 draw of 2,000 (0.05 %) diverged")
+
+
+def test_low_energy_variation(draws, stats):
+    stats["energy"][3] = np.cumsum(stats["energy"][3])
+    diagnosis = analysis.diagnose(draws, stats)
+    assert found(diagnosis) == {"Energy explored slowly": "problem"}
+    fraction = np.asarray(analysis.e_bfmi(stats["energy"]))[3]
+    assert f"E-BFMI is below 0.3 in chain 3 ({fraction:.2f})." in diagnosis.findings[0].what
+
+
+def test_notes_leave_the_run_ok(draws, stats):
+    stats["tree_depth"][:, ::4] = 10
+    stats["acceptance_rate"][1] *= 0.6
+    draws["sigma"][:] = 0
+    diagnosis = analysis.diagnose(draws, stats)
+    assert diagnosis.ok
+    assert found(diagnosis) == {
+        "Quantities that do not vary": "note",
+        "Trajectories cut short": "note",
+        "Acceptance far from its target": "note",
+    }
+    text = str(diagnosis)
+    assert text.startswith("No problems found")
+    assert "1 quantity had the same value in every draw: sigma." in text
+    assert "25 % of the draws reached the largest tree depth, 10." in text
+    assert "in chain 1, where 0.80 was aimed at" in text
+    quiet = analysis.diagnose(draws, stats, max_tree_depth=12, target_acceptance=0.6)
+    assert list(found(quiet)) == ["Quantities that do not vary", "Acceptance far from its target"]
+
+
+def test_the_acceptance_of_other_samplers_is_not_judged(draws):
+    rates = {"acceptance_rate": np.full(SHAPE, 0.234, np.float32)}
+    assert found(analysis.diagnose(draws, rates)) == {}
+    assert list(found(analysis.diagnose(draws, rates, target_acceptance=0.8))) == ["Acceptance far from its target"]
+
+
+def test_problems_come_first(draws, stats):
+    draws["sigma"][:] = 0
+    stats["diverging"][0, 0] = True
+    severities = list(found(analysis.diagnose(draws, stats)).values())
+    assert severities == ["problem", "note"]
+
+
+def test_draws_that_are_not_finite(draws, stats):
+    draws["theta"][0, 7, 1] = np.nan
+    draws["mu"][2, :100] = np.inf
+    diagnosis = analysis.diagnose(draws, stats)
+    assert found(diagnosis) == {"Draws that are not finite": "problem"}
+    assert "mu (5 % of it) and theta (0.017 % of it)" in diagnosis.findings[0].what
+
+
+def test_chains_that_never_moved(draws, stats):
+    draws["mu"][2], draws["sigma"][2], draws["theta"][2] = 0.5, 0.0, 0.1
+    diagnosis = analysis.diagnose(draws, stats)
+    assert "All draws are the same in chain 2." in diagnosis.findings[0].what
+    still = {name: np.full_like(leaf, 0.3) for name, leaf in draws.items()}
+    assert found(analysis.diagnose(still, stats)) == {"No chain ever moved": "problem"}
+
+
+def test_too_few_draws_to_tell(rng):
+    few = analysis.diagnose({"mu": rng.normal(size=(4, 3)).astype(np.float32)})
+    assert found(few) == {"Too few draws to tell": "problem"}
+    assert "There are 12 draws, 3 in a chain; the least to judge by are 400 that are independent" in str(few)
+    assert "At least 200 draws a chain." in str(few)
+    # Many chains make up for short ones, but not for chains too short to have an autocorrelation.
+    assert analysis.diagnose({"mu": rng.normal(size=(600, 20))}).ok
+    assert found(analysis.diagnose({"mu": rng.normal(size=(600, 3))})) == {"Too few draws to tell": "problem"}
+
+
+def test_one_chain_is_said_to_be_one(rng):
+    text = " ".join(str(analysis.diagnose({"mu": rng.normal(size=(1, 500)).astype(np.float32)})).split())
+    assert "found in 1 chain of 500 draws. The two halves of the one chain agree" in text
+
+
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        ({"diverging": np.zeros(3, bool)}, r"stats\['diverging'\] is a bool array of shape \(3,\)"),
+        ({"diverging": np.zeros((4, 5), bool), "energy": np.zeros((4, 6))}, "expected arrays that agree"),
+        (3.0, "stats is 3.0; expected a mapping"),
+    ],
+)
+def test_bad_statistics_are_refused(draws, stats, message):
+    with pytest.raises((ValueError, TypeError), match="^diagnose: .*" + message):
+        analysis.diagnose(draws, stats)

@@ -1,0 +1,165 @@
+"""NUTS against a plain recursion in NumPy, and what every kernel owes its callers."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprob import core
+from jaxprob.inference import mcmc
+
+LEVELS = 6
+
+
+# The density of the tree test: a coupled quartic, whose curvature varies enough for trees of every kind.
+def quartic(q):
+    return -0.25 * jnp.sum(q**4) - 0.5 * (q[0] - 2 * q[1]) ** 2 - 0.1 * q[2] ** 2
+
+
+def numpy_density(q):
+    return -0.25 * np.sum(q**4) - 0.5 * (q[0] - 2 * q[1]) ** 2 - 0.1 * q[2] ** 2
+
+
+def numpy_gradient(q):
+    apart = q[0] - 2 * q[1]
+    return -(q**3) - np.array([apart, -2 * apart, 0.2 * q[2]])
+
+
+class Recursion:
+    """Hoffman & Gelman's recursion with Betancourt's weights and criterion and Stan's extra checks, in plain momenta."""
+
+    def __init__(self, step, inverse_mass, leaf_uniforms):
+        self.step, self.inverse_mass, self.leaf_uniforms = step, inverse_mass, leaf_uniforms
+        self.visited, self.diverged, self.rates, self.turned_inside = 0, False, [], False
+
+    def energy(self, q, p):
+        return -numpy_density(q) + 0.5 * p @ self.inverse_mass @ p
+
+    def leapfrog(self, q, p, sign):
+        p = p + 0.5 * sign * self.step * numpy_gradient(q)
+        q = q + sign * self.step * self.inverse_mass @ p
+        return q, p + 0.5 * sign * self.step * numpy_gradient(q)
+
+    def straight(self, rho, *momenta):
+        return all(p @ self.inverse_mass @ rho > 0 for p in momenta)
+
+    def goes_on(self, left, right):
+        """Whether two neighbouring trees, in order of time, make a tree that has not turned."""
+        return (
+            self.straight(left["rho"] + right["rho"], left["first"][1], right["last"][1])
+            and self.straight(left["rho"] + right["first"][1], left["first"][1], right["first"][1])
+            and self.straight(right["rho"] + left["last"][1], left["last"][1], right["last"][1])
+        )
+
+    def join(self, left, right, leaves):
+        return {
+            "first": left["first"],
+            "last": right["last"],
+            "rho": left["rho"] + right["rho"],
+            "leaves": leaves,
+        }
+
+    def build(self, q, p, sign, depth):
+        """A tree of 2^depth leaves beyond (q, p), or None if it diverged or turned."""
+        if depth == 0:
+            q, p = self.leapfrog(q, p, sign)
+            self.visited += 1
+            with np.errstate(over="ignore", invalid="ignore"):
+                lost = self.initial - self.energy(q, p)
+            lost = lost if np.isfinite(lost) else -np.inf
+            self.rates.append(min(1.0, np.exp(min(lost, 0.0))))
+            if not lost > -1000:
+                self.diverged = True
+                return None
+            leaf = (q, p, lost, self.leaf_uniforms[self.visited])
+            return {"first": (q, p), "last": (q, p), "rho": p, "leaves": [leaf]}
+        near = self.build(q, p, sign, depth - 1)
+        if near is None:
+            return None
+        far = self.build(*(near["last"] if sign > 0 else near["first"]), sign, depth - 1)
+        if far is None:
+            return None
+        left, right = (near, far) if sign > 0 else (far, near)
+        if not self.goes_on(left, right):
+            self.turned_inside = True
+            return None
+        return self.join(left, right, near["leaves"] + far["leaves"])
+
+    def transition(self, q, p, directions, acceptances):
+        self.initial = self.energy(q, p)
+        tree = {"first": (q, p), "last": (q, p), "rho": p, "leaves": []}
+        chosen, log_weight, depth = (q, p), 0.0, 0
+        while depth < LEVELS:
+            sign = 1 if directions[depth] else -1
+            new = self.build(*(tree["last"] if sign > 0 else tree["first"]), sign, depth)
+            if new is None:
+                break
+            total, candidate = -np.inf, None
+            for q, p, weight, uniform in new["leaves"]:
+                total = np.logaddexp(total, weight)
+                if uniform < np.exp(weight - total):
+                    candidate = (q, p)
+            if acceptances[depth] < np.exp(min(0.0, total - log_weight)):
+                chosen = candidate
+            log_weight = np.logaddexp(log_weight, total)
+            left, right = (tree, new) if sign > 0 else (new, tree)
+            depth += 1
+            if not self.goes_on(left, right):
+                break
+            tree = self.join(left, right, [])
+        return chosen, depth
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_tree_is_that_of_the_recursion(dense, x64, rng):
+    cases, size = 300, 3
+    positions = rng.normal(size=(cases, size))
+    steps = np.exp(rng.uniform(np.log(0.02), np.log(3.0), cases))
+    if dense:
+        roots = rng.normal(size=(cases, size, size)) * 0.5 + np.eye(size)
+        masses = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(size)
+    else:
+        masses = rng.uniform(0.2, 2.0, (cases, size))
+
+    def keys():
+        return jax.random.split(jax.random.key(7), cases)
+
+    @jax.jit
+    @jax.vmap
+    def ours(key, position, step, mass):
+        kernel = mcmc.nuts(quartic, step, mass, max_tree_depth=LEVELS)
+        return kernel.step(key, kernel.init(position, key))
+
+    @jax.jit
+    @jax.vmap
+    def numbers(key):
+        draw_key, leaf_key = jax.random.split(key)
+        lowest = jnp.nextafter(jnp.asarray(-1.0), jnp.asarray(0.0))
+        uniforms = jax.random.uniform(draw_key, (size + 2 * LEVELS,), minval=lowest, maxval=1.0)
+        bits = jax.random.bits(leaf_key, (2**LEVELS,), jnp.uint32)  # the n-th word of the stream is leaf n's
+        momentum = jnp.sqrt(2.0) * jax.scipy.special.erfinv(uniforms[:size])
+        return momentum, uniforms[size : size + LEVELS], uniforms[size + LEVELS :], bits
+
+    states, infos = jax.tree.map(np.asarray, ours(keys(), positions, steps, masses))
+    momenta, directions, acceptances, bits = jax.tree.map(np.asarray, numbers(keys()))
+    seen = {"turned inside": 0, "diverged": 0, "full": 0, "moved": 0}
+    for k in range(cases):
+        mass = masses[k] if dense else np.diag(masses[k])
+        momentum = np.linalg.solve(np.linalg.cholesky(mass).T, momenta[k])
+        tree = Recursion(steps[k], mass, (bits[k] >> 8) / 2.0**24)
+        (q, p), depth = tree.transition(positions[k], momentum, directions[k] > 0, (acceptances[k] + 1) / 2)
+        assert infos.num_steps[k] == tree.visited
+        assert infos.tree_depth[k] == depth
+        assert infos.diverging[k] == tree.diverged
+        np.testing.assert_allclose(infos.acceptance_rate[k], np.mean(tree.rates), rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(states.position[k], q, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(infos.energy[k], tree.energy(q, p), rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(states.log_density[k], numpy_density(q), rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(states.log_density_gradient[k], numpy_gradient(q), rtol=1e-6, atol=1e-8)
+        seen["turned inside"] += tree.turned_inside
+        seen["diverged"] += tree.diverged
+        seen["full"] += depth == LEVELS
+        seen["moved"] += not np.array_equal(q, positions[k])
+    assert min(seen.values()) >= 10, seen
