@@ -135,7 +135,8 @@ def r_hat(state: State) -> jax.Array:
     the last one that is not full belong to neither half.
 
     Returns:
-      (size,); NaN before the fourth draw, or where nothing varies.
+      (size,); inf before the fourth draw and where a draw is not finite, so that no stopping rule is met by ignorance;
+      NaN where nothing varies.
     """
     half = (state.draws // state.length) // 2
     full = 2 * half + (state.draws // state.length) % 2
@@ -154,7 +155,9 @@ def r_hat(state: State) -> jax.Array:
     centres = jnp.concatenate([centre for centre, _ in halves])
     within = jnp.mean(jnp.concatenate([spread for _, spread in halves]), axis=0)
     between = jnp.var(centres, axis=0, ddof=1)
-    return jnp.where(size >= 2, jnp.sqrt((number - 1) / number + between / within), jnp.nan)
+    value = jnp.sqrt((number - 1) / number + between / within)
+    known = jnp.where(variance(state) == 0, jnp.nan, jnp.where(jnp.isnan(value), jnp.inf, value))
+    return jnp.where(size >= 2, known, jnp.inf)
 
 
 @jax.jit
@@ -168,8 +171,8 @@ def effective_sample_size(state: State) -> jax.Array:
     batches (1/32 to 1/16 of a chain, at first) are longer than the autocorrelation time, and too large before.
 
     Returns:
-      (size,), above n for antithetic chains; NaN while the longest of the batches that are 32 or more have fewer than 4
-      draws, or where nothing varies.
+      (size,), above n for antithetic chains; 0 while the longest of the batches that are 32 or more have fewer than 4
+      draws, and where a draw is not finite, so that no stopping rule is met by ignorance; NaN where nothing varies.
     """
     offset = _relative_means(state)
     chains, _, size = offset.shape
@@ -190,7 +193,8 @@ def effective_sample_size(state: State) -> jax.Array:
         longest = jnp.where(enough, state.length << level, longest)
         offset = (offset[:, 0::2] + offset[:, 1::2]) / 2 if level < _LEVELS else offset
     spread = variance(state)
-    return jnp.where((longest >= _SHORTEST) & (spread > 0), total * spread / worst, jnp.nan)
+    known = jnp.where(spread == 0, jnp.nan, jnp.where(spread > 0, total * spread / worst, 0))
+    return jnp.where(longest >= _SHORTEST, known, 0)
 
 
 def _merge(batches: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,9 +114,9 @@ def binomial(key: core.Key, total: jax.Array, p: jax.Array, q: jax.Array, shape:
     return jnp.where(flip, total - count, count)
 
 
-def _uniform(key: core.Key, like: jax.Array) -> jax.Array:
+def _uniform(key: core.Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform numbers in the open unit interval."""
-    return jax.random.uniform(key, like.shape, like.dtype, minval=float(jnp.finfo(like.dtype).tiny))
+    return jax.random.uniform(key, shape, dtype, minval=float(jnp.finfo(dtype).tiny))
 
 
 def _arrivals(
@@ -129,12 +130,10 @@ def _arrivals(
     def advance(carry: tuple[core.Key, jax.Array, jax.Array]) -> tuple[core.Key, jax.Array, jax.Array]:
         key, time, count = carry
         key, sub = jax.random.split(key)
-        count = jnp.where(before(time), count + 1, count)
-        return key, jnp.where(before(time), time + gap(_uniform(sub, time)), time), count
+        time = jnp.where(before(time), time + gap(_uniform(sub, time.shape, time.dtype)), time)
+        return key, time, count + before(time).astype(int)
 
-    key, sub = jax.random.split(key)
-    first = gap(_uniform(sub, horizon))
-    start = (key, first, jnp.zeros(horizon.shape, int))
+    start = (key, jnp.zeros_like(horizon), jnp.zeros(horizon.shape, int))
     return jax.lax.while_loop(lambda carry: jnp.any(before(carry[1])), advance, start)[2]
 
 
@@ -162,9 +161,9 @@ def _rejection(
 
     def trial(carry: tuple[core.Key, jax.Array, jax.Array]) -> tuple[core.Key, jax.Array, jax.Array]:
         key, count, done = carry
-        key, key_u, key_v = jax.random.split(key, 3)
-        u = _uniform(key_u, mean) - 0.5
-        v = _uniform(key_v, mean)
+        key, sub = jax.random.split(key)
+        u, v = _uniform(sub, (2, *mean.shape), mean.dtype)
+        u = u - 0.5
         s = 0.5 - jnp.abs(u)
         safe = jnp.maximum(s, 1e-6)
         offset = jnp.floor((2.0 * a / safe + b) * u + (fraction + shift))

@@ -60,7 +60,7 @@ def batch_means_ess(x, length):
         )
         longest = size if enough else longest
     result = chains * draws * x.var(axis=(0, 1), ddof=1) / largest
-    return result if longest >= 4 else np.full_like(result, np.nan)
+    return result if longest >= 4 else np.zeros_like(result)
 
 
 @pytest.mark.parametrize("chains", [1, 4])
@@ -128,18 +128,29 @@ def test_a_first_draw_far_out_does_no_harm(rng):
     np.testing.assert_allclose(online.variance(state), exact.var(axis=(0, 1), ddof=1), rtol=1e-4)
 
 
-def test_what_is_not_known_yet_is_nan():
+def test_what_is_not_known_meets_no_stopping_rule():
+    """NaN for what is constant; otherwise what is unknown has no effective draw and an infinite R-hat."""
     state = online.init(jnp.zeros((2, 3)))
-    for statistic in (online.mean, online.variance, online.r_hat, online.effective_sample_size):
-        assert jnp.isnan(statistic(state)).all()
+    assert jnp.isnan(online.mean(state)).all()
+    assert jnp.isnan(online.variance(state)).all()
+    for draws in (0, 3):
+        early = absorb(state, jnp.ones((2, draws, 3)))
+        np.testing.assert_array_equal(online.r_hat(early), np.inf)
+        np.testing.assert_array_equal(online.effective_sample_size(early), 0)
     state = absorb(state, jnp.full((2, 100, 3), 0.1))
     np.testing.assert_array_equal(online.mean(state), np.full(3, 0.1, np.float32))
     np.testing.assert_array_equal(online.variance(state), np.zeros(3))
     assert jnp.isnan(online.r_hat(state)).all()
     assert jnp.isnan(online.effective_sample_size(state)).all()
     broken = online.add(state, jnp.array([[jnp.nan, 0.1, 0.1], [0.1, 0.1, 0.2]]))
+    for _ in range(60):
+        broken = jax.jit(online.add)(broken, jnp.full((2, 3), 0.1))
     assert jnp.isnan(online.mean(broken)).tolist() == [True, False, False]
     assert jnp.isnan(online.variance(broken)).tolist() == [True, False, False]
+    assert online.r_hat(broken)[0] == jnp.inf
+    assert online.effective_sample_size(broken)[0] == 0
+    assert jnp.isnan(online.r_hat(broken)[1])
+    assert online.effective_sample_size(broken)[2] > 0
 
 
 def test_dtypes_and_shapes(x64):

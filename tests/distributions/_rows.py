@@ -95,8 +95,8 @@ def check_checkpoint(rows: dict[str, Row], folder: Any) -> None:
         return jnp.asarray(x if x.dtype.kind == "i" else x.astype(np.float32))
 
     saved = {name: row.build({k: first(x) for k, x in row.theta.items()}) for name, row in rows.items()}
-    ocp.save_pytree(folder / "all", saved)
-    loaded = ocp.load_pytree(folder / "all", saved)
+    ocp.save(folder / "all", saved)
+    loaded = ocp.load(folder / "all", saved)
     assert jax.tree.structure(loaded) == jax.tree.structure(saved)
     for before, after in zip(jax.tree.leaves(saved), jax.tree.leaves(loaded), strict=True):
         assert jnp.result_type(before) == jnp.result_type(after)

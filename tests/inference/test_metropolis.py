@@ -10,7 +10,6 @@ from scipy import stats
 
 from jaxprob import core, scan
 from jaxprob.inference import mcmc
-from jaxprob.inference.mcmc._metropolis import MetropolisState
 
 STATES = 7
 
@@ -299,7 +298,7 @@ def test_jit_vmap_scan_grad_and_trace_count():
     keys = jax.random.split(jax.random.key(3), 3)
     states, infos = jax.jit(jax.vmap(chain))(keys, starts)
     assert len(traces) <= 2
-    assert type(states) is MetropolisState
+    assert type(states) is mcmc.MetropolisState
     assert infos.accepted.shape == (3, 4)
     np.testing.assert_allclose(states.log_density, -0.5 * np.sum(np.square(states.position["a"]), axis=1), rtol=1e-6)
     np.testing.assert_array_equal(infos.log_density[:, -1], states.log_density)
@@ -310,7 +309,7 @@ def test_jit_vmap_scan_grad_and_trace_count():
             state, _ = step(core.fold(key, t), state)
         np.testing.assert_allclose(state.position["a"], states.position["a"][i], rtol=1e-6)
     gradient = jax.grad(lambda state: state.log_density * 2 + jnp.sum(state.position["a"]))(state)
-    assert type(gradient) is MetropolisState
+    assert type(gradient) is mcmc.MetropolisState
     assert gradient.log_density == 2
     start = jax.grad(lambda a: kernel.init({"a": a}, keys[0]).log_density)(jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(start, [-1.0, -2.0])
@@ -319,11 +318,11 @@ def test_jit_vmap_scan_grad_and_trace_count():
 def test_checkpoint_round_trip(tmp_path):
     from orbax.checkpoint import v1 as ocp
 
-    state = MetropolisState({"a": jnp.arange(2.0), "model": jnp.int32(3)}, jnp.float32(-1.5))
+    state = mcmc.MetropolisState({"a": jnp.arange(2.0), "model": jnp.int32(3)}, jnp.float32(-1.5))
     ocp.save(tmp_path / "state", state)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     back = ocp.load(tmp_path / "state", abstract)
-    assert type(back) is MetropolisState
+    assert type(back) is mcmc.MetropolisState
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
