@@ -137,19 +137,21 @@ def test_tree_is_that_of_the_recursion(dense, x64, rng):
     def numbers(key):
         draw_key, leaf_key = jax.random.split(key)
         lowest = jnp.nextafter(jnp.asarray(-1.0), jnp.asarray(0.0))
-        uniforms = jax.random.uniform(draw_key, (size + 2 * LEVELS,), minval=lowest, maxval=1.0)
+        uniforms = jax.random.uniform(draw_key, (size + 2 * LEVELS + 32,), minval=lowest, maxval=1.0)
         bits = jax.random.bits(leaf_key, (2**LEVELS,), jnp.uint32)  # the n-th word of the stream is leaf n's
         momentum = jnp.sqrt(2.0) * jax.scipy.special.erfinv(uniforms[:size])
-        return momentum, uniforms[size : size + LEVELS], uniforms[size + LEVELS :], bits
+        directions, acceptances, early = jnp.split(uniforms[size:], (LEVELS, 2 * LEVELS))
+        late = (bits[32:] >> 8).astype(float) * 2.0**-24
+        return momentum, directions > 0, (acceptances + 1) / 2, jnp.concatenate([(early + 1) / 2, late])
 
     states, infos = jax.tree.map(np.asarray, ours(keys(), positions, steps, masses))
-    momenta, directions, acceptances, bits = jax.tree.map(np.asarray, numbers(keys()))
+    momenta, directions, acceptances, uniforms = jax.tree.map(np.asarray, numbers(keys()))
     seen = {"turned inside": 0, "diverged": 0, "full": 0, "moved": 0}
     for k in range(cases):
         mass = masses[k] if dense else np.diag(masses[k])
         momentum = np.linalg.solve(np.linalg.cholesky(mass).T, momenta[k])
-        tree = Recursion(steps[k], mass, (bits[k] >> 8) / 2.0**24)
-        (q, p), depth = tree.transition(positions[k], momentum, directions[k] > 0, (acceptances[k] + 1) / 2)
+        tree = Recursion(steps[k], mass, uniforms[k])
+        (q, p), depth = tree.transition(positions[k], momentum, directions[k], acceptances[k])
         assert infos.num_steps[k] == tree.visited
         assert infos.tree_depth[k] == depth
         assert infos.diverging[k] == tree.diverged

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -24,6 +25,8 @@ from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc._hamiltonian import Flat, Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import Metric, as_metric
+
+EARLY = 32  # leaves whose random numbers are drawn at once: one at a time they cost a third of the time of a small tree
 
 
 class NUTSInfo(NamedTuple):
@@ -63,7 +66,8 @@ class _Draws(NamedTuple):
     momentum: jax.Array  # (size,), standard normal
     forwards: jax.Array  # (levels,), bool: the direction of each doubling
     acceptances: jax.Array  # (levels,), uniform: whether the point of each doubling is accepted
-    leaf_key: core.Key  # one uniform a leaf comes from this key and the leaf's number
+    leaves: jax.Array  # (EARLY,), uniform: whether each leaf is chosen, as long as there are few
+    leaf_key: core.Key  # with the leaf's number it makes the uniform of any further leaf
 
 
 class _Trajectory(NamedTuple):
@@ -147,16 +151,22 @@ def _draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
     # One call for all that is known beforehand: each call of the generator costs compile time.
     draw_key, leaf_key = jax.random.split(key)
     lowest = jnp.nextafter(jnp.asarray(-1, flat.dtype), jnp.asarray(0, flat.dtype))
-    uniforms = jax.random.uniform(draw_key, (flat.size + 2 * levels,), flat.dtype, lowest, 1)
-    normal, forwards, acceptances = jnp.split(uniforms, (flat.size, flat.size + levels))
+    parts = (flat.size, levels, levels, EARLY)
+    uniforms = jax.random.uniform(draw_key, (sum(parts),), flat.dtype, lowest, 1)
+    normal, forwards, acceptances, leaves = jnp.split(uniforms, np.cumsum(parts[:-1]))
     momentum = jnp.asarray(math.sqrt(2), flat.dtype) * lax.erf_inv(normal)
-    return _Draws(momentum, forwards > 0, 0.5 * acceptances + 0.5, leaf_key)
+    return _Draws(momentum, forwards > 0, 0.5 * acceptances + 0.5, 0.5 * leaves + 0.5, leaf_key)
 
 
-def _uniform(key: core.Key, index: jax.Array, dtype: Any) -> jax.Array:
-    # One hash rather than two: with threefry, the bits of a folded key are a word of that key's random stream.
-    words = jax.random.key_data(core.fold(key, index))
-    return ((words[0] ^ words[-1]) >> 8).astype(dtype) * 2.0**-24
+def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
+    """The uniform that decides on a leaf: the first ones are drawn already, later ones are drawn one at a time."""
+
+    def late(leaf: jax.Array) -> jax.Array:
+        # One hash rather than two: with threefry, the bits of a folded key are a word of that key's random stream.
+        words = jax.random.key_data(core.fold(draws.leaf_key, leaf))
+        return ((words[0] ^ words[-1]) >> 8).astype(draws.leaves.dtype) * 2.0**-24
+
+    return lax.cond(leaf < EARLY, lambda leaf: _row(draws.leaves, leaf), late, leaf)
 
 
 def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws: _Draws, limit: Any) -> _Trajectory:
@@ -178,7 +188,7 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
         # Within a doubling a leaf is chosen in proportion to its weight.
         total = jnp.logaddexp(carry.subtree.log_weight, weight)
         here = _Choice(jnp.stack([point.position, point.gradient]), point.log_density, energy, total)
-        chosen = _uniform(draws.leaf_key, carry.leaves, dtype) < jnp.exp(weight - total)
+        chosen = _leaf_uniform(draws, carry.leaves) < jnp.exp(weight - total)
         subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
 
         def waits(loop: tuple[Any, Any, Any]) -> Any:
