@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxprob import core
@@ -46,7 +45,8 @@ class Uniform(Univariate):
         return Interval(self.low, self.high)
 
     def _log_density(self, x: Array, low: Array, high: Array) -> Array:
-        return jnp.where((x < low) | (x > high), -jnp.inf, -jnp.log(high - low))
+        # 0 x passes NaN on.
+        return jnp.where((x < low) | (x > high), -jnp.inf, 0 * x - jnp.log(high - low))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, low: Array, high: Array) -> Array:
         return jnp.minimum(low + (high - low) * jax.random.uniform(key, shape, dtype), high)
@@ -96,14 +96,12 @@ class Beta(Univariate):
 
     def _log_density(self, x: Array, concentration1: Array, concentration0: Array) -> Array:
         x, a, b = jnp.broadcast_arrays(x, concentration1, concentration0)
-        inner = inside_unit(jnp.where((x > 0) & (x < 1), x, 0.5))
-        # At an end: as inside where the density there is finite, else its limit.
-        inner = jnp.where((x == 0) & (a == 1), jnp.finfo(x.dtype).tiny, inner)
-        inner = jnp.where((x == 1) & (b == 1), 1 - np.asarray(jnp.finfo(x.dtype).epsneg, x.dtype), inner)
-        log_density = self._inside(inner, a, b)
+        outside = (x < 0) | (x > 1)
+        log_density = self._inside(inside_unit(jnp.where(outside, 0.5, x)), a, b)
+        # At an end the density has a limit: 0, infinity, or where the exponent is 0 what it is just inside.
         shape = jnp.where(x == 0, a, jnp.where(x == 1, b, 1))
         log_density = jnp.where(shape < 1, jnp.inf, jnp.where(shape > 1, -jnp.inf, log_density))
-        return jnp.where((x < 0) | (x > 1), -jnp.inf, log_density)
+        return jnp.where(outside, -jnp.inf, log_density)
 
     @staticmethod
     def _inside(x: Array, a: Array, b: Array) -> Array:

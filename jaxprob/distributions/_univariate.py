@@ -65,15 +65,28 @@ class Univariate(Distribution):
         function = getattr(self, f"_{what}", None)
         if function is None:
             raise self._undefined(what)
-        values = tuple(self._fitting(what, value) for value in values)
-        shape = np.broadcast_shapes(*(jnp.shape(value) for value in values), self.batch_shape)
-        return broadcast_to(function(*align(*values, *self.parameters)), shape)
+        return self._apply(function, *(self._fitting(what, value) for value in values))
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
-        shape = np.broadcast_shapes(value.shape, self.batch_shape)
-        return broadcast_to(self._log_density(*align(value, *self.parameters)), shape)
+        return self._apply(self._log_density, value)
+
+    def _apply(self, function: Callable[..., jax.Array], *values: jax.Array) -> jax.Array:
+        shape = np.broadcast_shapes(*(value.shape for value in values), self.batch_shape)
+        arrays = align(*values, *self.parameters)
+        dtype = arrays[0].dtype
+        result = function(*_at_least_float32(arrays))
+        return broadcast_to(result if result.dtype == dtype else result.astype(dtype), shape)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         shape = shape + self.batch_shape
         parameters = align(*self.parameters, rank=len(shape))
-        return broadcast_to(self._draw(key, shape, parameters[0].dtype, *parameters), shape)
+        dtype = parameters[0].dtype
+        parameters = _at_least_float32(parameters)
+        draws = broadcast_to(self._draw(key, shape, parameters[0].dtype, *parameters), shape)
+        return draws.astype(dtype) if jnp.issubdtype(draws.dtype, jnp.floating) and draws.dtype != dtype else draws
+
+
+def _at_least_float32(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Arrays for the arithmetic: half-precision numbers are inputs and results, nothing is computed in them."""
+    dtype = core.accumulator_dtype(arrays[0].dtype)
+    return arrays if arrays[0].dtype == dtype else [array.astype(dtype) for array in arrays]
