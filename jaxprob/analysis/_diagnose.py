@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.analysis._checks import CHECKS, Finding, Run, count, worst_numbers
-from jaxprob.analysis._summary import Summary, check_draws, summary
+from jaxprob.analysis._summary import Summary, check_draws, quantity_names, summary
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +72,8 @@ def diagnose(
       a `Diagnosis`: `.ok`, `.findings`, and its text by `str()`.
 
     Raises:
-      ValueError: if the leaves of `draws`, or the statistics, do not agree in chains and draws.
+      ValueError: if the leaves of `draws`, or the statistics, do not agree in chains and draws, or `summary` is about
+        other draws.
 
     >>> draws = {"mu": np.random.default_rng(0).normal(size=(4, 1000))}
     >>> print(diagnose(draws, {"diverging": np.zeros((4, 1000), bool)}))
@@ -86,6 +87,10 @@ def diagnose(
     if len(set(shapes.values())) > 1:
         raise core.bad_value("diagnose", "stats", f"of shapes {shapes}", "arrays that agree in chains and draws")
     table = summary if summary is not None else _summary(draws)
+    if (table.chains, table.draws, table.names) != (*leaves[0][1].shape[:2], quantity_names(leaves)):
+        raise core.bad_value(
+            "diagnose", "summary", f"about {table.chains} chains of {table.draws} draws", "the summary of these draws"
+        )
     run = Run(leaves, arrays, table, max_tree_depth, target_acceptance)
     findings = [finding for check in CHECKS for finding in check(run)]
     findings.sort(key=lambda finding: finding.severity != "problem")

@@ -202,7 +202,7 @@ def compare(models: Mapping[str, Loo | Waic]) -> Comparison:
     Raises:
       ValueError: if there are fewer than two models, or their results differ in kind or in observations.
 
-    >>> good = 0.1 * jax.random.normal(jax.random.key(0), (4, 100, 30)) - 1.0
+    >>> good = 0.1 * jax.random.normal(jax.random.key(0), (4, 500, 20)) - 1.0
     >>> compare({"bad": loo(good - 0.5), "good": loo(good)}).names
     ('good', 'bad')
 

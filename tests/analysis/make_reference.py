@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 FILE = Path(__file__).parent / "data" / "arviz.json"
-QUANTILES = (0.05, 0.9)
+QUANTILES = (0.05,)
 
 
 def autoregressive(rng, rho, chains, draws):
@@ -55,11 +55,11 @@ def ratio_arrays():
     return {
         "light": 0.3 * rng.normal(size=1000),
         "normal": 1.5 * rng.normal(size=1000),
-        "heavy": 0.9 * rng.standard_exponential(size=2000),
-        "very_heavy": 1.5 * rng.standard_exponential(size=2000),
-        "bounded": np.log(rng.random(500)),
+        "heavy": 0.9 * rng.standard_exponential(size=1000),
+        "very_heavy": 1.5 * rng.standard_exponential(size=1000),
+        "bounded": np.log(rng.random(1000)),
+        "far": 500 + 2.0 * rng.normal(size=1000),
         "small": rng.normal(size=30),
-        "far": 500 + 2.0 * rng.normal(size=800),
     }
 
 

@@ -141,10 +141,10 @@ def test_rank_based_diagnostics_see_ranks_only(single):
 
 def test_ranks_share_ties(rng):
     x = np.concatenate([rng.poisson(3, size=30), [0.0, -0.0, -1.5, np.inf, -np.inf, 1e-30, -1e-30]]).astype(np.float32)
-    rank = _chains.ranks(jnp.asarray(x.reshape(1, -1)))
+    rank = jax.jit(_chains.ranks)(x.reshape(1, -1))
     np.testing.assert_array_equal(rank[0], scipy.stats.rankdata(x))
-    np.testing.assert_array_equal(_chains.ordered(jnp.asarray(x)), np.sort(x))
-    scores = _chains.normal_scores(rank)[0]
+    np.testing.assert_array_equal(jax.jit(_chains.ordered)(x), np.sort(x))
+    scores = jax.jit(_chains.normal_scores)(rank)[0]
     want = scipy.stats.norm.ppf((scipy.stats.rankdata(x) - 3 / 8) / (len(x) + 1 / 4))
     np.testing.assert_allclose(scores, want, rtol=2e-6, atol=1e-6)
 
@@ -203,7 +203,6 @@ def test_vmap_is_a_loop(single):
     batches = np.stack([single, single[::-1, ::-1] ** 3])
     mapped = jax.jit(jax.vmap(analysis.r_hat))(batches)
     np.testing.assert_allclose(mapped, np.stack([analysis.r_hat(batch) for batch in batches]), rtol=1e-6)
-    np.testing.assert_allclose(analysis.r_hat(single[..., 5]), mapped[0, 5], rtol=1e-6)
 
 
 def nested_by_loops(x, labels):

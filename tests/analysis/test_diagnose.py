@@ -1,5 +1,6 @@
 """Diagnosis: each fault that was put in is found, named, and nothing else is."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -165,19 +166,36 @@ def test_chains_that_never_moved(draws, stats):
     assert found(analysis.diagnose(still, stats)) == {"No chain ever moved": "problem"}
 
 
-def test_too_few_draws_to_tell(rng):
+def test_too_few_draws_to_tell(draws, rng):
     few = analysis.diagnose({"mu": rng.normal(size=(4, 3)).astype(np.float32)})
     assert found(few) == {"Too few draws to tell": "problem"}
-    assert "There are 12 draws, 3 in a chain; the least to judge by are 400 that are independent" in str(few)
-    assert "At least 200 draws a chain." in str(few)
+    assert few.findings[0].what.startswith(
+        "There are 12 draws, 3 in a chain; the least to judge by are 400 that are ind"
+    )
+    assert few.findings[0].try_ == "At least 200 draws a chain."
     # Many chains make up for short ones, but not for chains too short to have an autocorrelation.
-    assert analysis.diagnose({"mu": rng.normal(size=(600, 20))}).ok
-    assert found(analysis.diagnose({"mu": rng.normal(size=(600, 3))})) == {"Too few draws to tell": "problem"}
+    assert reshaped(draws, 600, 20).ok
+    assert found(reshaped(draws, 600, 9)) == {"Too few draws to tell": "problem"}
+    assert found(reshaped(draws, 4, 99)) == {"Too few draws to tell": "problem"}
 
 
-def test_one_chain_is_said_to_be_one(rng):
-    text = " ".join(str(analysis.diagnose({"mu": rng.normal(size=(1, 500)).astype(np.float32)})).split())
+def reshaped(draws, chains, length):
+    """The diagnosis of other draws that would have the same table."""
+    table = dataclasses.replace(analysis.summary(draws), chains=chains, draws=length)
+    rng = np.random.default_rng(1)
+    other = {name: rng.normal(size=(chains, length, *leaf.shape[2:])) for name, leaf in draws.items()}
+    return analysis.diagnose(other, summary=table)
+
+
+def test_one_chain_is_said_to_be_one(draws):
+    text = " ".join(str(reshaped(draws, 1, 500)).split())
     assert "found in 1 chain of 500 draws. The two halves of the one chain agree" in text
+
+
+def test_the_summary_of_other_draws_is_refused(draws):
+    table = analysis.summary(draws)
+    with pytest.raises(ValueError, match="^diagnose: summary is about 4 chains of 500 draws; expected the summary of"):
+        analysis.diagnose({"mu": draws["mu"]}, summary=table)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import pytest
 
 from jaxprob import analysis
 
-MODULES = [module.name for module in pkgutil.iter_modules(analysis.__path__)]
+SLOW = {"_laws", "_model_comparison"}  # their examples compile for seconds, and are tested in other ways
+MODULES = [
+    pytest.param(module.name, marks=pytest.mark.slow if module.name in SLOW else ())
+    for module in pkgutil.iter_modules(analysis.__path__)
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

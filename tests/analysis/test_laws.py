@@ -64,9 +64,17 @@ def check(transform, **options):
     return analysis.check_measure_preserving(jax.random.key(3), transform, program, FUNCTIONS, 1000, **options)
 
 
-@pytest.mark.parametrize("transform", [multinomial, metropolis])
-def test_right_transformations_pass(transform):
-    law = check(transform)
+def unlikely(key):
+    """The same measure times exp(-2000): an evidence that no float32 can hold."""
+    samples, log_weights = program(key)
+    return Population(samples, log_weights - 2000)
+
+
+@pytest.mark.parametrize(
+    ("transform", "program"), [(multinomial, unlikely), pytest.param(metropolis, program, marks=pytest.mark.slow)]
+)
+def test_right_transformations_pass(transform, program):
+    law = analysis.check_measure_preserving(jax.random.key(3), transform, program, FUNCTIONS, 1000)
     assert np.all(np.abs(law.z) < 4), law
     assert np.all(np.abs(law.ratio - 1) < 4 * law.standard_error), law
     assert np.all(law.standard_error < 0.05)
@@ -74,7 +82,11 @@ def test_right_transformations_pass(transform):
 
 @pytest.mark.parametrize(
     ("transform", "wrong"),
-    [(forgets_the_evidence, [0, 1, 2, 3]), (keeps_the_weights, [0, 1]), (walk, [2, 3])],
+    [
+        (forgets_the_evidence, [0, 1, 2, 3]),
+        pytest.param(keeps_the_weights, [0, 1], marks=pytest.mark.slow),
+        pytest.param(walk, [2, 3], marks=pytest.mark.slow),
+    ],
 )
 def test_wrong_transformations_fail(transform, wrong):
     law = check(transform)
@@ -87,22 +99,6 @@ def test_exact_integrals_may_be_given():
     assert np.all(np.abs(law.ratio - 1 / 1.1) < 4 * law.standard_error), law
     # Ten per cent too much evidence is found.
     assert law.z[0] < -6
-
-
-def test_what_changes_nothing_has_no_z():
-    law = check(lambda key, population: population)
-    np.testing.assert_array_equal(law.z, 0)
-    np.testing.assert_array_equal(law.ratio, 1)
-
-
-def test_evidences_out_of_range_are_no_trouble():
-    def shifted(key):
-        samples, log_weights = program(key)
-        return Population(samples, log_weights - 5000)
-
-    law = analysis.check_measure_preserving(jax.random.key(3), multinomial, shifted, FUNCTIONS, 1000)
-    assert np.all(np.abs(law.z) < 4), law
-    assert np.all(law.standard_error < 0.05)
 
 
 def test_particles_of_weight_zero_count_for_nothing():
