@@ -84,9 +84,11 @@ def _draw_centred(key: core.Key, kappa: Array) -> Array:
         return jnp.where(done, angle, math.pi * fraction), key, done | accept
 
     key_sign, key = jax.random.split(key)
-    # Made from kappa, so that under `shard_map` the carry varies as the parameters do.
-    angle, _, _ = lax.while_loop(lambda carry: ~jnp.all(carry[2]), again, (kappa * 0, key, kappa < 0))
-    return jnp.where(jax.random.bernoulli(key_sign, 0.5, shape), angle, -angle)
+    sign = jnp.where(jax.random.bernoulli(key_sign, 0.5, shape), 1, -1).astype(dtype)
+    # Made from parameters and key, so that under `shard_map` the carry varies wherever one of them does.
+    start = 0 * kappa * sign
+    angle, _, _ = lax.while_loop(lambda carry: ~jnp.all(carry[2]), again, (start, key, start != 0))
+    return sign * angle
 
 
 @jax.custom_jvp
