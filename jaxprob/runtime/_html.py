@@ -51,7 +51,8 @@ code { font: 0.92em ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monos
 footer { color: var(--soft); font-size: 13px; margin-top: 48px; border-top: 1px solid var(--line); padding-top: 12px; }
 @media (max-width: 700px) { body { padding: 18px 16px 40px; } }
 @media print { html { background: #fff; } body { padding: 0; max-width: none; font-size: 11pt; } nav { display: none; }
-  h2, h3, figcaption { break-after: avoid; } figure, .verdict, tr { break-inside: avoid; } .scroll { overflow: visible; }
+  h2, h3, figcaption { break-after: avoid; } figure, .verdict, tr { break-inside: avoid; }
+  .scroll { overflow: visible; }
   th, td { padding: 2px 7px; font-size: 8.5pt; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 

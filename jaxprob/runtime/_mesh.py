@@ -7,6 +7,7 @@ likelihood become reductions over that axis by themselves.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -144,14 +145,20 @@ def data_specs(target: Any, mesh: Mesh, function: str = "sample") -> Any:
 
 def fetch(tree: Any) -> Any:
     """Copies a pytree of device arrays to NumPy in this process, gathering what lies on other processes."""
+    far = [leaf.sharding for leaf in jax.tree.leaves(tree) if _is_far(leaf)]
+    if far:
+        tree = _replicate(NamedSharding(far[0].mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0) if _is_far(leaf, True) else leaf), tree)
 
-    def get(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            return np.asarray(leaf)
-        if leaf.sharding.is_fully_replicated:
-            return np.asarray(leaf.addressable_data(0))
-        from jax.experimental import multihost_utils
 
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+def _is_far(leaf: Any, replicated: bool = False) -> bool:
+    """Whether other processes hold a part of an array (or a copy of it, with `replicated`)."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return False
+    return replicated or not leaf.sharding.is_fully_replicated
 
-    return jax.tree.map(get, tree)
+
+@functools.lru_cache(maxsize=8)
+def _replicate(sharding: NamedSharding) -> Any:
+    # One program for a whole pytree: gathering leaf by leaf would be a collective, and a compilation, for each.
+    return jax.jit(lambda tree: tree, out_shardings=sharding)

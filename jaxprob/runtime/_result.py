@@ -64,7 +64,7 @@ class Result:
 
     @functools.cached_property
     def _diagnosis(self) -> analysis.Diagnosis:
-        return analysis.diagnose(self.draws, self.stats)
+        return analysis.diagnose(self.draws, self.stats, summary=self.summary())
 
     def diagnose(self) -> analysis.Diagnosis:
         """In plain words: what was found, what it means, what to try."""

@@ -381,6 +381,8 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
             with contextlib.suppress(OSError):
                 _write_meta(folder, meta, status="failed", error=" ".join(str(error).split())[:500], times=job.times)
         raise
+    if job.progress is not None:
+        job.progress.phase("summary")
     status = "stopped" if ended.startswith("signal") else "finished"
     result_meta = meta | {"status": status, "ended": ended, "times": job.times}
     if folder is not None:

@@ -15,6 +15,7 @@ parser.add_argument("--coordinator")
 parser.add_argument("--process", type=int)
 parser.add_argument("--every", type=float, default=0.0)
 parser.add_argument("--step", action="store_true", help="one cheap step a draw in place of NUTS with its warm-up")
+parser.add_argument("--chunk", type=float, default=0.05, help="seconds a chunk")
 args = parser.parse_args()
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
@@ -31,7 +32,7 @@ import jaxprob  # noqa: E402
 from jaxprob.runtime import _job  # noqa: E402
 from tests.runtime import _targets  # noqa: E402
 
-_job.SECONDS_PER_CHUNK = 0.05
+_job.SECONDS_PER_CHUNK = args.chunk
 
 
 class Lines:

@@ -16,7 +16,7 @@ def free_port():
 
 def both(out, *arguments):
     coordinator = f"127.0.0.1:{free_port()}"
-    common = ["--devices", 2, "--coordinator", coordinator, *arguments]
+    common = ["--devices", 2, "--coordinator", coordinator, "--every", 1000, "--chunk", 0.5, *arguments]
     return [worker(out, *common, "--process", process) for process in range(2)]
 
 
@@ -31,9 +31,9 @@ def test_two_processes_give_the_draws_of_one(tmp_path):
 
 
 def test_two_processes_are_resumed_by_one(tmp_path):
-    processes = both(tmp_path / "run", "--every", 0)
+    processes = both(tmp_path / "run")
     for line in processes[0].stdout:
-        if line.startswith("update") and int(line.split()[1]) > 220:
+        if line.startswith("update") and int(line.split()[1]) > 100:
             break
     processes[1].terminate()  # one of them is told; all of them stop
     for process in processes:
