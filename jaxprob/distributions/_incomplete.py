@@ -121,8 +121,9 @@ def beta_cdf(a: Array, b: Array, x: Array) -> Array:
     if not _is_low_precision(x):
         return betainc(a, b, x)
     large = (jnp.minimum(a, b) > _LARGE_BETA) & (x > 0) & (x < 1)
-    expansion = _large_beta_cdf(*(jnp.where(large, v, safe) for v, safe in ((a, 200.0), (b, 200.0), (x, 0.5))))
-    return jnp.where(large, jnp.clip(expansion, 0, 1), betainc(*(jnp.where(large, 1.0, v) for v in (a, b)), x))
+    expansion = _large_beta_cdf(jnp.where(large, a, 200.0), jnp.where(large, b, 200.0), jnp.where(large, x, 0.5))
+    small = betainc(jnp.where(large, 1.0, a), jnp.where(large, 1.0, b), x)
+    return jnp.where(large, jnp.clip(expansion, 0, 1), small)
 
 
 def student_t_cdf(df: Array, z: Array) -> Array:

@@ -40,6 +40,8 @@ def build(x):
 
 NAMES = list(build(0.5))
 XS = np.array([0.3, 0.5, 0.8], np.float32)
+# Drawn under vmap: one of each kind of sampler, for the sake of compile time.
+DRAWN = ("Normal", "HalfCauchy", "Gamma", "Exponential", "Weibull", "Uniform", "VonMises", "Delta")
 AT = 0.25  # Inside every support but Delta's.
 
 
@@ -57,7 +59,7 @@ def everything():
 
         batch = jax.vmap(build)(xs)
         last, scanned = jax.lax.scan(step, build(xs[0]), None, length=2)
-        drawn = {name: dist for name, dist in batch.items() if name != "Flat"}
+        drawn = {name: batch[name] for name in DRAWN}
         keys = dict(zip(drawn, jax.random.split(key, (len(drawn), 3)), strict=True))
         return {
             "batch": batch,
@@ -66,7 +68,7 @@ def everything():
             "of the batch": log_probs(batch),
             "mapped": jax.vmap(log_probs)(batch),
             "mapped draws": {n: jax.vmap(lambda d, k: d.sample(k, (2,)))(drawn[n], keys[n]) for n in drawn},
-            "slopes": jax.jacrev(lambda x: log_probs(build(x)))(xs[0]),
+            "slopes": jax.jvp(lambda x: log_probs(build(x)), (xs[0],), (jnp.ones_like(xs[0]),))[1],
         }
 
     return program(jnp.asarray(XS), jax.random.key(0))
@@ -95,7 +97,7 @@ def test_transformations_agree(name):
         assert leaf.dtype == same.dtype
     assert np.isfinite(found["slopes"][name])
     assert found["slopes"][name] != 0 or name in ("Flat", "Delta")
-    if name != "Flat":
+    if name in DRAWN:
         draws = found["mapped draws"][name]
         assert draws.shape == (3, 2)
         assert bool(batch.support.contains(jnp.swapaxes(draws, 0, 1)).all())
@@ -107,7 +109,7 @@ def test_transformations_agree(name):
 def test_one_key_gives_the_same_draws_eagerly_and_compiled():
     with jax.debug_key_reuse(False):
         key = jax.random.key(7)
-        distribution = d.StudentT(3.0, 1.0, 2.0)
+        distribution = d.Logistic(1.0, 2.0)
         draws = jax.jit(lambda dist: dist.sample(key, 5))(distribution)
         np.testing.assert_allclose(distribution.sample(key, 5), draws, rtol=1e-5)
         np.testing.assert_allclose(distribution.sample(jax.random.key_data(key), 5), draws, rtol=1e-5)
