@@ -152,8 +152,7 @@ class Sigmoid(Bijector):
     """x = 1 / (1 + exp(-u)), from the real line to (0, 1)."""
 
     def inverse(self, x: Any) -> jax.Array:
-        x = floating(x)
-        return jnp.log(x) - jnp.log1p(-x)
+        return core.logit(floating(x))
 
     def forward_and_log_det(self, u: Any) -> tuple[jax.Array, jax.Array]:
         u = floating(u)
@@ -165,8 +164,7 @@ class Softplus(Bijector):
     """x = log(1 + exp(u)), from the real line to the positive numbers; nearly linear for large u."""
 
     def inverse(self, x: Any) -> jax.Array:
-        x = floating(x)
-        return x + jnp.log(-jnp.expm1(-x))
+        return core.inverse_softplus(floating(x))
 
     def forward_and_log_det(self, u: Any) -> tuple[jax.Array, jax.Array]:
         u = floating(u)

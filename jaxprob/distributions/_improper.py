@@ -27,7 +27,7 @@ class Flat(Distribution):
     Raises:
       ValueError: if `size` has fewer axes than one element of the support.
 
-    >>> float(Flat(Positive(), (3,)).log_prob(jnp.ones(3))[0])
+    >>> float(Flat(Real(), (3,)).log_prob(jnp.ones(3))[0])
     0.0
     """
 

@@ -278,7 +278,7 @@ class PositiveDefinite(Support):
         (x,) = align(x)
         size = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
         symmetric = all_last(jnp.abs(x - jnp.swapaxes(x, -1, -2)) <= _tolerance(x) * size, 2)
-        return symmetric & all_last(jnp.isfinite(jnp.linalg.cholesky(x)), 2)
+        return symmetric & all_last(jnp.isfinite(core.cholesky(x)), 2)
 
     @property
     def bijector(self) -> Bijector:

@@ -169,10 +169,10 @@ class OuterProduct(_MatrixBijector):
         log_diagonal = floating(u)[..., _diagonal_entries(side)]
         log_det = log_det + jnp.sum(log_diagonal * jnp.broadcast_to(powers, log_diagonal.shape), axis=-1)
         log_det = log_det + side * np.log(2).astype(factor.dtype)
-        return jnp.matmul(factor, jnp.swapaxes(factor, -1, -2), precision="highest"), log_det
+        return core.matmul(factor, jnp.swapaxes(factor, -1, -2)), log_det
 
     def inverse(self, x: Any) -> jax.Array:
-        return FillTriangular().inverse(jnp.linalg.cholesky(floating(x)))
+        return FillTriangular().inverse(core.cholesky(floating(x)))
 
     def forward_shape(self, shape: Shape) -> Shape:
         return FillTriangular().forward_shape(shape)
