@@ -1,13 +1,10 @@
 """NUTS against a plain recursion in NumPy, and what every kernel owes its callers."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprob import core
 from jaxprob.inference import mcmc
 
 LEVELS = 6
