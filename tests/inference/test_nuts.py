@@ -25,7 +25,7 @@ def numpy_gradient(q):
 
 
 class Recursion:
-    """Hoffman & Gelman's recursion with Betancourt's weights and criterion and Stan's extra checks, in plain momenta."""
+    """Hoffman & Gelman's recursion with Betancourt's weights and criterion and Stan's checks, in plain momenta."""
 
     def __init__(self, step, inverse_mass, leaf_uniforms):
         self.step, self.inverse_mass, self.leaf_uniforms = step, inverse_mass, leaf_uniforms
