@@ -16,7 +16,7 @@ from jaxprob import core
 from jaxprob.distributions import _bijectors as bijectors
 from jaxprob.distributions import _vector_bijectors as vector_bijectors
 from jaxprob.distributions._bijectors import Bijector
-from jaxprob.distributions._parameters import REAL, align, set_parameters
+from jaxprob.distributions._parameters import REAL, align, check_order, set_parameters
 
 
 class Support:
@@ -141,6 +141,7 @@ class Interval(Support):
     high: Any
 
     def __post_init__(self) -> None:
+        check_order("Interval", self.low, self.high)
         set_parameters(self, low=REAL, high=REAL)
 
     def contains(self, x: Any) -> jax.Array:

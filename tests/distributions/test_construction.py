@@ -80,6 +80,11 @@ def test_integers_are_data_and_parameters():
     assert d.Normal(jnp.arange(3), 1).sample(jax.random.key(0)).dtype == F32
 
 
+def test_shapes_of_draws():
+    for shape, expected in ((np.int64(3), (3,)), ([2, 3], (2, 3)), ((), ())):
+        assert d.Normal().sample(jax.random.key(0), shape).shape == expected
+
+
 def test_lists_are_parameters():
     assert d.Normal([0.0, 1.0], 1.0).batch_shape == (2,)
 
@@ -152,6 +157,11 @@ def test_errors_of_calls():
     line(NotImplementedError, "Flat.mean: the distribution is a Flat; expected one whose mean", d.Flat().mean)
     line(ValueError, "Flat: size is (); expected at least 1 axes.", d.Flat, d.Simplex())
     line(ValueError, "Delta: event_ndims is 2; expected a number from 0 to 1.", d.Delta, jnp.zeros(2), 2)
+
+
+@pytest.mark.parametrize("shape", [2.0, (2, -1), "ab", None, -1])
+def test_errors_of_sample_shapes(shape):
+    line(ValueError, "Normal.sample: shape is ", d.Normal().sample, jax.random.key(0), shape)
 
 
 def test_tracers_and_rebuilding_are_never_checked():

@@ -152,6 +152,8 @@ def test_errors():
         ValueError, match=r"Interval: high is of shape \(3,\); expected a shape that broadcasts with low"
     ):
         d.Interval(jnp.zeros(2), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"Interval: high is 1.0; expected numbers above low, here 2.0"):
+        d.Interval(2.0, 1.0)
     with pytest.raises(ValueError, match="GreaterThan: low is nan; expected finite numbers"):
         d.GreaterThan(jnp.nan)
     with pytest.raises(TypeError, match="LessThan: high is None; expected a real number"):
