@@ -201,8 +201,12 @@ def _chunk_local(
             state, stats = scan.repeat(again, (carry.state, empty), thin)
         else:
             state, stats = every(chain_keys, carry.state, step)
-        draws = jax.vmap(lambda position: program.keep(target, position))(core.position_of(state))
-        vectors = jax.vmap(draw_vector)(draws)
+
+        def kept(position: Any) -> tuple[dict[str, Any], jax.Array]:
+            draw = program.keep(target, position)
+            return draw, draw_vector(draw)
+
+        draws, vectors = jax.vmap(kept, axis_size=indices.shape[0])(core.position_of(state))
         moments = jax.lax.cond(
             record, lambda moments: online.add(moments, vectors), lambda moments: moments, carry.moments
         )

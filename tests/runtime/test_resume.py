@@ -73,6 +73,7 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr("jaxprob.runtime._job.SECONDS_PER_CHUNK", 0.02)
 
 
+@pytest.mark.timeout(1200)
 def test_killed_at_ten_random_moments_the_run_has_the_same_bits(tmp_path):
     finish(worker(tmp_path / "whole"))
     whole = arrays(tmp_path / "whole")
