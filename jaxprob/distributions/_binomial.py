@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc
 
 from jaxprob import core
 from jaxprob.distributions import _count_samplers as samplers
 from jaxprob.distributions._counts import integer_quantile, whole
 from jaxprob.distributions._discrete import enumerate_integers, log_weights, probabilities, set_weights, weights_shape
 from jaxprob.distributions._distribution import Distribution
+from jaxprob.distributions._incomplete import beta_cdf
 from jaxprob.distributions._log_mass import deviance, outside, stirling
 from jaxprob.distributions._odds import odds, set_odds
 from jaxprob.distributions._parameters import (
@@ -132,13 +132,13 @@ class Binomial(Univariate):
         x, n, q = jnp.broadcast_arrays(jnp.floor(x), n, q)
         inner = (x >= 0) & (x < n)
         k, rest = jnp.where(inner, x, 0), jnp.where(inner, n - x, 1)
-        return jnp.where(inner, betainc(rest, k + 1, q), jnp.where(x < 0, 0.0, 1.0))
+        return jnp.where(inner, beta_cdf(rest, k + 1, q), jnp.where(x < 0, 0.0, 1.0))
 
     def _survival(self, x: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         x, n, p = jnp.broadcast_arrays(jnp.floor(x), n, p)
         inner = (x >= 0) & (x < n)
         k, rest = jnp.where(inner, x, 0), jnp.where(inner, n - x, 1)
-        return jnp.where(inner, betainc(k + 1, rest, p), jnp.where(x < 0, 1.0, 0.0))
+        return jnp.where(inner, beta_cdf(k + 1, rest, p), jnp.where(x < 0, 1.0, 0.0))
 
     def _quantile(self, u: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
         shape = np.broadcast_shapes(n.shape, p.shape)

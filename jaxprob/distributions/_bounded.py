@@ -104,6 +104,7 @@ class Beta(Univariate):
         return jnp.where(outside, -jnp.inf, log_density)
 
     @staticmethod
+    @jax.jit
     def _inside(x: Array, a: Array, b: Array) -> Array:
         n, y = a + b, 1 - x
         log_x, log_y, log_n = jnp.log(x), jnp.log1p(-x), jnp.log(n)

@@ -198,10 +198,10 @@ def multinomial(key: core.Key, total: jax.Array, probs: jax.Array, shape: tuple[
     safe = jnp.where(left > 0, left, 1.0)
     p, q = jnp.moveaxis(probs / safe, -1, 0), jnp.moveaxis(jnp.where(left > 0, after / safe, 1.0), -1, 0)
 
-    def draw(remaining: jax.Array, x: tuple[core.Key, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        count = binomial(x[0], remaining, x[1], x[2], shape)
+    def draw(remaining: jax.Array, x: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        count = binomial(jax.random.fold_in(key, x[0]), remaining, x[1], x[2], shape)
         return remaining - count, count
 
     start = jnp.broadcast_to(total, shape).astype(int)
-    _, counts = jax.lax.scan(draw, start, (jax.random.split(key, size), p, q))
+    _, counts = jax.lax.scan(draw, start, (jnp.arange(size), p, q))
     return jnp.moveaxis(counts, 0, -1)

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, gammainc, gammaincc
 
 from jaxprob import core
 from jaxprob.distributions import _count_samplers as samplers
+from jaxprob.distributions._incomplete import beta_cdf, gamma_cdf
 from jaxprob.distributions._log_mass import deviance, outside, stirling
 from jaxprob.distributions._odds import one_of
 from jaxprob.distributions._parameters import (
@@ -80,11 +80,11 @@ class Poisson(Univariate):
 
     def _cdf(self, x: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         x, rate = jnp.broadcast_arrays(jnp.floor(x), rate)
-        return jnp.where(x >= 0, gammaincc(jnp.maximum(x, 0) + 1, rate), 0.0)
+        return jnp.where(x >= 0, gamma_cdf(jnp.maximum(x, 0) + 1, rate, upper=True), 0.0)
 
     def _survival(self, x: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         x, rate = jnp.broadcast_arrays(jnp.floor(x), rate)
-        return jnp.where(x >= 0, gammainc(jnp.maximum(x, 0) + 1, rate), 1.0)
+        return jnp.where(x >= 0, gamma_cdf(jnp.maximum(x, 0) + 1, rate), 1.0)
 
     def _quantile(self, u: jax.Array, rate: jax.Array, log_rate: jax.Array) -> jax.Array:
         return integer_quantile(lambda k: self._cdf(k, rate, log_rate), u, rate.shape)
@@ -168,11 +168,11 @@ class NegativeBinomial(Univariate):
 
     def _cdf(self, x: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
         x, r, p = jnp.broadcast_arrays(jnp.floor(x), r, r / (r + mean))
-        return jnp.where(x >= 0, betainc(r, jnp.maximum(x, 0) + 1, p), 0.0)
+        return jnp.where(x >= 0, beta_cdf(r, jnp.maximum(x, 0) + 1, p), 0.0)
 
     def _survival(self, x: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
         x, r, q = jnp.broadcast_arrays(jnp.floor(x), r, mean / (r + mean))
-        return jnp.where(x >= 0, betainc(jnp.maximum(x, 0) + 1, r, q), 1.0)
+        return jnp.where(x >= 0, beta_cdf(jnp.maximum(x, 0) + 1, r, q), 1.0)
 
     def _quantile(self, u: jax.Array, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:
         shape = np.broadcast_shapes(mean.shape, r.shape)

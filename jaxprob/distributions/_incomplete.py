@@ -69,6 +69,7 @@ def _large_gamma_cdf_jvp(upper: bool, primals: tuple[Any, Any], tangents: tuple[
     return _large_gamma_cdf(a, x, upper), -change if upper else change
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def gamma_cdf(a: Array, x: Array, upper: bool = False) -> Array:
     """P(X <= x) for a gamma variable of concentration `a` and rate 1, or P(X > x).
 
@@ -110,6 +111,7 @@ def _large_beta_cdf_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any,
     return _large_beta_cdf(a, b, x), jnp.exp(log_density) * dx
 
 
+@jax.jit
 def beta_cdf(a: Array, b: Array, x: Array) -> Array:
     """P(X <= x) for a beta variable; not differentiable with respect to `a` and `b`.
 
@@ -126,6 +128,7 @@ def beta_cdf(a: Array, b: Array, x: Array) -> Array:
     return jnp.where(large, jnp.clip(expansion, 0, 1), small)
 
 
+@jax.jit
 def student_t_cdf(df: Array, z: Array) -> Array:
     """P(T <= z) for a standard Student t variable; not differentiable with respect to `df` where that is small.
 

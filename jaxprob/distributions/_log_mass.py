@@ -17,8 +17,8 @@ from jax.scipy.special import digamma
 def stirling(x: jax.Array) -> jax.Array:
     """The part of `lgamma(x + 1)` that its leading term `x log x - x` leaves: 0 at 0, `log(2 pi x) / 2` for large x.
 
-    Smaller numbers are raised until Stirling's series is exact to rounding. (XLA's `lgamma` would do for those, but takes
-    ten times as long to compile.)
+    Smaller numbers are raised until Stirling's series is exact to rounding. (`lgamma` would do for those, but with its
+    derivative takes longer to compile.)
 
     Args:
       x: any shape, non-negative.

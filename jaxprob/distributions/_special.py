@@ -48,6 +48,7 @@ def _log1p_square_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Ar
     return log1p_square(z), jnp.where(large, 2 / jnp.where(large, z, 1), 2 * near / (1 + near * near)) * dz
 
 
+@jax.jit
 def log_gamma_half_step(a: jax.Array) -> jax.Array:
     """`lgamma(a + 1/2) - lgamma(a) - log(a) / 2` for a > 0: small for large a, where the difference would cancel."""
     threshold = 4.0 if jnp.finfo(a.dtype).bits <= 32 else 16.0
@@ -84,6 +85,7 @@ def _zeta(j: int) -> float:
     return math.fsum(n**-j for n in range(1, 30)) + tail - j * (j + 1) * (j + 2) * 30 ** (-j - 3) / 720
 
 
+@jax.jit
 def weibull_relative_variance(k: jax.Array) -> jax.Array:
     """`Gamma(1 + 2/k) / Gamma(1 + 1/k)^2 - 1`, which is near pi^2 / (6 k^2) for large k, where the quotient cancels."""
     h = 1 / k

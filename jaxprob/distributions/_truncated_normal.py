@@ -8,7 +8,8 @@ distrax has no such distribution, and a difference of normal cdfs in float32 is 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ _REACH = 40.0
 _TAIL = -8.0
 
 
-class _Interval(NamedTuple):
+@core.pytree
+class _Interval:
     """The interval in standard units, mirrored so that hi is its end nearer the mode.
 
     Attributes:
@@ -44,7 +46,7 @@ class _Interval(NamedTuple):
     hi: Array
     below: Array
     edge: Array
-    bounded: bool
+    bounded: bool = core.static()
 
     @property
     def r(self) -> Array:
@@ -52,6 +54,7 @@ class _Interval(NamedTuple):
         return jnp.where(self.hi < 0, self.hi, 0)
 
 
+@jax.jit
 def _standardise(loc: Array, scale: Array, low: Array | None, high: Array | None) -> _Interval:
     reach = jnp.full_like(scale, _REACH)
     one = jnp.ones_like(scale)
@@ -108,6 +111,7 @@ def _fraction(y: Array) -> tuple[Array, Array]:
     return x, fraction
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def _integrals(s: _Interval, count: int, powers: int) -> list[Array]:
     """Integrals of (z - r)^k phi(z) exp(r^2 / 2) over the interval for k < powers, by Gauss's rule."""
     nodes, weights = (v.astype(s.hi.dtype).reshape((-1,) + (1,) * s.hi.ndim) for v in gauss_legendre(count))
@@ -120,6 +124,7 @@ def _integrals(s: _Interval, count: int, powers: int) -> list[Array]:
     return [jnp.sum(mass * offset**k, axis=0) for k in range(powers)]
 
 
+@jax.jit
 def _log_mass(s: _Interval) -> Array:
     """`log(Z exp(r^2 / 2))`, where Z is the mass of the standard normal distribution on the interval."""
     if not s.bounded:
@@ -234,15 +239,19 @@ class TruncatedNormal(Univariate):
 
     def _quantile(self, p: Array, loc: Array, scale: Array, *ends: Array) -> Array:
         s = self._interval(loc, scale, *ends)
-        above = jnp.where(s.sign < 0, p, 1 - p)
-        log_upper = _log_mills(s.hi)
-        # log Phi(z) - log Phi(hi) at the quantile z.
-        filled = jnp.exp(_log_mass(s) - log_upper)
-        from_above = jnp.log1p(-above * filled)
-        from_below = core.safe_log((1 - filled if s.bounded else 0.0) + (1 - above) * filled)
-        target = jnp.where(above * filled < 0.5, from_above, from_below)
-        offset = jnp.where(s.hi < _TAIL, _tail_offset(s.hi, target), _near_offset(s, log_upper, target))
-        return self._clip(s.edge + s.sign * scale * offset, ends)
+        return self._clip(s.edge + s.sign * scale * _offset(s, jnp.where(s.sign < 0, p, 1 - p)), ends)
+
+
+@jax.jit
+def _offset(s: _Interval, above: Array) -> Array:
+    """z - r at the quantile with a given part of the mass between it and hi."""
+    log_upper = _log_mills(s.hi)
+    # log Phi(z) - log Phi(hi) at the quantile z.
+    filled = jnp.exp(_log_mass(s) - log_upper)
+    from_above = jnp.log1p(-above * filled)
+    from_below = core.safe_log((1 - filled if s.bounded else 0.0) + (1 - above) * filled)
+    target = jnp.where(above * filled < 0.5, from_above, from_below)
+    return jnp.where(s.hi < _TAIL, _tail_offset(s.hi, target), _near_offset(s, log_upper, target))
 
 
 def _near_offset(s: _Interval, log_upper: Array, target: Array) -> Array:

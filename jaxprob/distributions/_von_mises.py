@@ -41,18 +41,24 @@ def _is_large(kappa: Array) -> Array:
 
 
 @jax.custom_jvp
-def log_i0e(kappa: Array) -> Array:
-    """`log(exp(-kappa) I_0(kappa))` for kappa >= 0."""
+def _log_i0e(kappa: Array) -> Array:
     large = _is_large(kappa)
     safe = jnp.where(large, kappa, 60.0)
     return jnp.where(large, jnp.log1p(_asymptotic(safe, 0)) - 0.5 * (_LOG_2PI + jnp.log(safe)), jnp.log(i0e(kappa)))
 
 
-@log_i0e.defjvp
+@_log_i0e.defjvp
 def _log_i0e_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
-    return log_i0e(primals[0]), -circular_variance(primals[0]) * tangents[0]
+    return _log_i0e(primals[0]), -circular_variance(primals[0]) * tangents[0]
 
 
+@jax.jit
+def log_i0e(kappa: Array) -> Array:
+    """`log(exp(-kappa) I_0(kappa))` for kappa >= 0."""
+    return _log_i0e(kappa)
+
+
+@jax.jit
 def circular_variance(kappa: Array) -> Array:
     """`1 - I_1(kappa) / I_0(kappa)`, without cancellation where it is near 1 / (2 kappa)."""
     large = _is_large(kappa)
@@ -61,6 +67,7 @@ def circular_variance(kappa: Array) -> Array:
     return jnp.where(large, (zero - one) / (1 + zero), 1 - i1e(small) / i0e(small))
 
 
+@jax.jit
 def _draw_centred(key: core.Key, kappa: Array) -> Array:
     """Draws of the shape of `kappa` at location 0, by rejection from a normal variable restricted to [0, pi].
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-QUICK = {"xla_backend_optimization_level": 0}
+
+def quick(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compiled without LLVM's optimisations, which take most of the time and change no rounding."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+# Methods as compiled functions of a distribution: run op by op they take far longer.
+log_prob = quick(lambda distribution, x: distribution.log_prob(x))
+cdf = quick(lambda distribution, x: distribution.cdf(x))
+quantile = quick(lambda distribution, u: distribution.quantile(u))
+moments = quick(lambda distribution: (distribution.mean(), distribution.variance()))
+contains = quick(lambda distribution, x: distribution.support.contains(x))
+sample = quick(lambda distribution, key, shape: distribution.sample(key, shape), static_argnums=2)
 
 
 class Row(NamedTuple):
@@ -20,11 +31,13 @@ class Row(NamedTuple):
       build: from a dictionary of parameters to a distribution.
       theta: parameters, each with a leading axis of three settings; floating ones are differentiated.
       value: one value inside the support of every setting.
+      sampled: whether to draw as well; not where another row compiles the same sampler.
     """
 
     build: Callable[[dict[str, Any]], Any]
     theta: dict[str, Any]
     value: Any
+    sampled: bool = True
 
 
 def check_pytree(row: Row, dtype: Any = np.float32) -> None:
@@ -38,52 +51,39 @@ def check_pytree(row: Row, dtype: Any = np.float32) -> None:
     floating = {name: x for name, x in theta.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
 
-    @partial(jax.jit, compiler_options=QUICK)
-    def program(theta, floating, value, key):
+    @quick
+    def program(theta, floating, value, keys):
         batch = jax.vmap(row.build)(theta)
-        one = row.build(at(theta, 0))
 
         def step(carried, _):
             return carried, carried.log_prob(value)
 
-        last, twice = jax.lax.scan(step, one, None, length=2)
+        last, twice = jax.lax.scan(step, row.build(at(theta, 0)), None, length=2)
         total = lambda floating: jax.vmap(lambda t: row.build(t).log_prob(value))({**theta, **floating}).sum()  # noqa: E731
-        wide = jax.vmap(lambda d: d.log_prob(value))(batch)
-        return {
-            "batch": batch,
-            "last": last,
-            "twice": twice,
-            "wide": wide,
-            "loop": jnp.stack([row.build(at(theta, i)).log_prob(value) for i in range(3)]),
-            "gradient": jax.grad(total)(floating),
-            "draws": one.sample(key, (2,)),
-            "mapped_draws": jax.vmap(lambda d, k: d.sample(k))(batch, jax.random.split(key, 3)),
-        }
+        draws = jax.vmap(lambda d, k: d.sample(k, 2))(batch, keys)
+        inside = jax.vmap(lambda d, x: d.support.contains(x))(batch, draws)
+        return batch, last, twice, jax.grad(total)(floating), draws, inside
 
-    with jax.debug_key_reuse(False):  # One key drives two samplers, which are not compared.
-        found = program(theta, floating, value, jax.random.key(3))
-
-    eager = row.build(at(theta, 0))
-    assert jax.tree.structure(eager) == jax.tree.structure(found["last"])
-    expected = found["loop"]
+    batch, last, twice, gradient, draws, inside = program(
+        theta, floating, value, jax.random.split(jax.random.key(3), 3)
+    )
+    loop = [row.build(at(theta, i)) for i in range(3)]
+    expected = jnp.stack([log_prob(one, value) for one in loop])
     assert bool(jnp.isfinite(expected).all())
     assert expected.dtype == dtype
-    np.testing.assert_allclose(found["wide"], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found["twice"][1], expected[0], rtol=1e-5, atol=1e-5)
-    # What was returned from jit is an ordinary distribution, and the one built under vmap a batch.
-    batch = found["batch"]
-    assert batch.batch_shape == (3, *eager.batch_shape)
-    assert batch.event_shape == eager.event_shape
-    np.testing.assert_allclose(
-        jax.jit(lambda d, x: d.log_prob(x), compiler_options=QUICK)(batch, value), expected, rtol=1e-5, atol=1e-5
-    )
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found["gradient"]))
-    assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(found["gradient"])) or not floating
-    assert found["draws"].shape == (2, *eager.shape)
-    assert found["mapped_draws"].shape == (3, *eager.shape)
-    kind = np.dtype(int if eager.is_discrete and value.dtype != dtype else dtype)
-    assert found["draws"].dtype == jax.dtypes.canonicalize_dtype(kind)
-    assert bool(eager.support.contains(found["draws"]).all())
+    assert jax.tree.structure(loop[0]) == jax.tree.structure(last)
+    np.testing.assert_allclose(twice[1], expected[0], rtol=1e-5, atol=1e-5)
+    # What was built under vmap and returned from jit is an ordinary distribution: a batch.
+    assert batch.batch_shape == (3, *loop[0].batch_shape)
+    assert batch.event_shape == loop[0].event_shape
+    np.testing.assert_allclose(log_prob(batch, value), expected, rtol=1e-5, atol=1e-5)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
+    assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(gradient))
+    if not row.sampled:
+        return
+    assert draws.shape == (3, 2, *loop[0].shape)
+    assert draws.dtype == (jnp.result_type(int) if jnp.issubdtype(value.dtype, jnp.integer) else dtype)
+    assert bool(inside.all())
 
 
 def check_checkpoint(rows: dict[str, Row], folder: Any) -> None:

@@ -1,7 +1,5 @@
 """Distributions of matrices: closed forms and integrals for LKJ, SciPy for Wishart."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxprob import distributions as d
-from tests.distributions._rows import QUICK, Row, check_checkpoint, check_pytree, distance
+from tests.distributions._rows import Row, check_checkpoint, check_pytree, distance, log_prob, quick
 
 # With 20,000 draws and a false alarm in 10^7 a cdf off by 0.041 is found; z tests have a false alarm in 10^6.
 DRAWS, Z = 20_000, 4.9
@@ -21,7 +19,7 @@ def test_lkj_of_two_is_a_beta_law():
     factors = np.zeros((5, 2, 2), np.float32)
     factors[:, 0, 0], factors[:, 1, 0], factors[:, 1, 1] = 1, r, np.sqrt(1 - r.astype(float) ** 2)
     eta = np.float32([0.5, 1.0, 4.0, 1e5])
-    found = d.LKJCholesky(2, eta).log_prob(factors[:, None])
+    found = log_prob(d.LKJCholesky(2, eta), factors[:, None])
     exact = r.astype(float)[:, None]
     # The diagonal is what the density reads; it rounds by eps, which a power of eta multiplies.
     expected = stats.beta(eta.astype(float), eta.astype(float)).logpdf((exact + 1) / 2) - np.log(2)
@@ -42,7 +40,7 @@ def test_lkj_of_three_integrates_to_one(eta, x64):
     factors[..., 1, 0], factors[..., 1, 1] = np.sin(a), np.cos(a)
     factors[..., 2, 0], factors[..., 2, 1] = np.sin(b) * np.cos(t), np.sin(b) * np.sin(t)
     factors[..., 2, 2] = np.cos(b)
-    density = np.exp(d.LKJCholesky(3, eta).log_prob(factors)) * np.cos(a) * np.sin(b) * np.cos(b)
+    density = np.exp(log_prob(d.LKJCholesky(3, eta), factors)) * np.cos(a) * np.sin(b) * np.cos(b)
     total = np.einsum("abt,a,b->", density, w_angle, w_radius) * np.pi / 4
     np.testing.assert_allclose(total, 1, rtol=1e-6)
 
@@ -51,7 +49,7 @@ def test_lkj_is_proportional_to_a_power_of_the_determinant(rng):
     # The change of variables from L to L L^T has log-determinant sum_i (n - i) log L_ii, i from 1.
     n = 5
     factors = np.linalg.cholesky(np.stack([np.corrcoef(rng.normal(size=(n, 40))) for _ in range(3)]))
-    density = lambda eta: np.asarray(d.LKJCholesky(n, eta).log_prob(np.float32(factors)), float)  # noqa: E731
+    density = lambda eta: np.asarray(log_prob(d.LKJCholesky(n, eta), np.float32(factors)), float)  # noqa: E731
     log_det = 2 * np.log(np.diagonal(factors, 0, -2, -1)).sum(-1)
     change = (np.log(np.diagonal(factors, 0, -2, -1)) * np.arange(n - 1, -1, -1)).sum(-1)
     uniform = density(1.0) - change
@@ -63,9 +61,9 @@ def test_lkj_is_proportional_to_a_power_of_the_determinant(rng):
 def test_lkj_draws_have_beta_marginals():
     eta = np.float32([0.7, 1.0, 6.0])
     ours = d.LKJCholesky(4, eta)
-    draws = jax.jit(lambda o, k: o.sample(k, DRAWS))(ours, jax.random.key(0))
+    draws, inside = quick(lambda o, k: ((x := o.sample(k, DRAWS)), o.support.contains(x)))(ours, jax.random.key(0))
     assert draws.shape == (DRAWS, 3, 4, 4)
-    assert bool(ours.support.contains(draws).all())
+    assert inside.all()
     factors = np.asarray(draws, float)
     correlations = factors @ np.swapaxes(factors, -1, -2)
     for b, one in enumerate(eta.astype(float)):
@@ -90,16 +88,19 @@ def test_lkj_draws_have_beta_marginals():
 
 
 def test_lkj_edges():
-    assert d.LKJCholesky(1, 2.0).log_prob(jnp.ones((1, 1))) == 0
-    np.testing.assert_array_equal(d.LKJCholesky(1, 2.0).sample(jax.random.key(0)), [[1.0]])
-    ours = d.LKJCholesky(2, 2.0)
     outside = jnp.array([[[1.0, 0.0], [0.9, 0.9]], [[1.0, 0.0], [0.6, -0.8]], [[1.0, 0.1], [0.6, 0.8]]])
-    found, gradient = jax.value_and_grad(lambda e: jnp.where(e > 0, d.LKJCholesky(2, e).log_prob(outside), 0)[0])(2.0)
-    assert (ours.log_prob(outside) == -jnp.inf).all()
-    assert found == -jnp.inf
-    assert jnp.isfinite(gradient)
-    gradient = jax.grad(lambda x: ours.log_prob(x).sum())(outside)
-    assert jnp.isfinite(gradient).all()
+
+    @quick
+    def program(eta, x, key):
+        found, pull = jax.vjp(lambda eta, x: d.LKJCholesky(2, eta).log_prob(x), eta, x)
+        one = d.LKJCholesky(1, eta)
+        return found, pull(jnp.ones_like(found)), one.log_prob(jnp.ones((1, 1))), one.sample(key)
+
+    found, gradients, certain, draw = program(jnp.float32(2.0), outside, jax.random.key(0))
+    assert (found == -jnp.inf).all()
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+    assert certain == 0
+    np.testing.assert_array_equal(draw, [[1.0]])
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_wishart_is_scipys(scale, dtype):
     points = np.stack([stats.wishart(max(f, 3.0), scale).rvs(3, random_state=0) for f in df], axis=1)
     points = np.float32((points + np.swapaxes(points, -1, -2)) / 2).astype(float)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @quick
     def program(df, scale, x):
         ours = d.Wishart(df, scale)
         density = lambda df: d.Wishart(df, scale).log_prob(x).sum()  # noqa: E731
@@ -140,20 +141,25 @@ def test_wishart_is_scipys(scale, dtype):
 
 def test_wishart_draws_and_outside(scale):
     ours = d.Wishart(jnp.array([2.5, 7.0]), np.float32(scale))
-    draws = np.asarray(jax.jit(lambda o, k: o.sample(k, DRAWS))(ours, jax.random.key(1)), float)
+    bad = jnp.stack([-jnp.eye(3), jnp.eye(3).at[0, 1].set(0.5), jnp.zeros((3, 3))])[:, None]
+
+    @quick
+    def program(ours, bad, key):
+        found, pull = jax.vjp(lambda df, x: d.Wishart(df, cholesky=ours.cholesky).log_prob(x), ours.df, bad)
+        return ours.sample(key, DRAWS), ours.mean(), ours.variance(), found, pull(jnp.ones_like(found))
+
+    draws, mean, variance, outside, gradients = program(ours, bad, jax.random.key(1))
+    assert (outside == -jnp.inf).all()
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+    draws = np.asarray(draws, float)
     assert draws.shape == (DRAWS, 2, 3, 3)
-    z = (draws.mean(0) - np.asarray(ours.mean())) / np.sqrt(np.asarray(ours.variance()) / DRAWS)
-    assert np.abs(z).max() < Z
+    assert np.abs((draws.mean(0) - mean) / np.sqrt(variance / DRAWS)).max() < Z
     # a^T X a / a^T S a is chi-squared with df degrees, and 1 / (X^-1)_ii S^-1_ii with df - n + 1.
     inverse = np.linalg.inv(draws)
     for i, df in enumerate((2.5, 7.0)):
         assert distance(draws[:, i].sum((-1, -2)) / scale.sum(), stats.chi2(df).cdf) < DISTANCE
         conditional = 1 / inverse[:, i, 0, 0] * np.linalg.inv(scale)[0, 0]
         assert distance(conditional, stats.chi2(df - 2).cdf) < DISTANCE
-    bad = jnp.stack([-jnp.eye(3), jnp.eye(3).at[0, 1].set(0.5), jnp.zeros((3, 3))])[:, None]
-    assert (ours.log_prob(bad) == -jnp.inf).all()
-    gradient = jax.grad(lambda df, x: d.Wishart(df, np.float32(scale)).log_prob(x).sum(), (0, 1))(ours.df, bad)
-    assert all(bool(jnp.isfinite(g).all()) for g in gradient)
 
 
 ROWS = {

@@ -1,7 +1,5 @@
 """Multivariate distributions against SciPy in float64: densities, gradients, moments, draws."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxprob import distributions as d
-from tests.distributions._rows import QUICK, Row, check_checkpoint, check_pytree, distance
+from tests.distributions._rows import Row, check_checkpoint, check_pytree, distance, quick
 
 N = 4
 
@@ -58,7 +56,7 @@ def test_normal_and_student_densities_are_scipys(problem, dtype):
             ),
         ]
 
-        @partial(jax.jit, compiler_options=QUICK)
+        @quick
         def program(ours, x):
             slope = jax.grad(lambda x: ours.log_prob(x).sum())(x)
             return ours.log_prob(x), slope, ours.entropy(), ours.mean(), ours.variance(), ours.covariance()
@@ -87,21 +85,28 @@ def test_low_rank_keeps_its_digits_where_the_diagonal_is_small(rng):
     ours = d.MultivariateNormalLowRank(0.0, jnp.full(5, 1e-6), low_rank)
     exact = np.diag(np.full(5, np.float32(1e-6).astype(float))) + low_rank.astype(float) @ low_rank.T.astype(float)
     expected = stats.multivariate_normal(np.zeros(5), exact).logpdf(x.astype(float))
-    np.testing.assert_allclose(ours.log_prob(x), expected, atol=1e-2)
+    np.testing.assert_allclose(quick(lambda o, x: o.log_prob(x))(ours, x), expected, atol=1e-2)
 
 
 def test_student_tends_to_the_normal_and_its_moments_cease_to_exist():
     x, eye = jnp.array([0.5, -1.0]), jnp.eye(2)
-    heavy = d.MultivariateStudentT(jnp.array([0.5, 1.5, 1e7]), 0.0, eye)
-    np.testing.assert_allclose(heavy.log_prob(x)[2], d.MultivariateNormal(0.0, eye).log_prob(x), rtol=1e-6)
-    assert jnp.isnan(heavy.mean()[0]).all()
-    assert (heavy.mean()[1:] == 0).all()
-    np.testing.assert_array_equal(jnp.isnan(heavy.variance()).all(-1), [True, False, False])
-    assert (heavy.variance()[1] == jnp.inf).all()
-    assert (heavy.covariance()[1] == jnp.inf).all()
-    one = d.MultivariateStudentT(3.0, 0.5, cholesky=jnp.array([[2.0]]))
-    np.testing.assert_allclose(one.log_prob(jnp.array([1.7])), stats.t(3, 0.5, 2).logpdf(1.7), rtol=1e-6)
-    np.testing.assert_allclose(one.entropy(), stats.t(3, 0.5, 2).entropy(), rtol=1e-6)
+
+    @quick
+    def program(df):
+        heavy = d.MultivariateStudentT(df, 0.0, eye)
+        one = d.MultivariateStudentT(3.0, 0.5, cholesky=jnp.array([[2.0]]))
+        densities = heavy.log_prob(x)[2], d.MultivariateNormal(0.0, eye).log_prob(x)
+        moments = heavy.mean(), heavy.variance(), heavy.covariance()
+        return densities, moments, (one.log_prob(jnp.array([1.7])), one.entropy())
+
+    densities, (mean, variance, covariance), one = program(jnp.array([0.5, 1.5, 1e7]))
+    np.testing.assert_allclose(*densities, rtol=1e-6)
+    assert jnp.isnan(mean[0]).all()
+    assert (mean[1:] == 0).all()
+    np.testing.assert_array_equal(jnp.isnan(variance).all(-1), [True, False, False])
+    assert (variance[1] == jnp.inf).all()
+    assert (covariance[1] == jnp.inf).all()
+    np.testing.assert_allclose(one, [stats.t(3, 0.5, 2).logpdf(1.7), stats.t(3, 0.5, 2).entropy()], rtol=1e-6)
 
 
 def test_infinite_and_missing_values():
@@ -112,7 +117,7 @@ def test_infinite_and_missing_values():
         d.MultivariateNormalDiagonal(0.0, jnp.ones(2)),
         d.MultivariateStudentT(3.0, 0.0, jnp.eye(2)),
     ):
-        found = one.log_prob(x)
+        found = quick(lambda o: o.log_prob(x))(one)
         assert (found[:2] == -jnp.inf).all(), one
         assert jnp.isnan(found[2])
         assert jnp.isfinite(found[3])
@@ -125,25 +130,19 @@ def test_batches_broadcast(problem):
     wide = d.MultivariateNormal(
         np.stack([mean, mean + 1]), cholesky=np.stack([factor, 2 * factor, 3 * factor])[:, None]
     )
-    assert wide.batch_shape == (3, 2)
-    assert wide.log_prob(points[0]).shape == (3, 2)
-    assert wide.log_prob(points[:, None, None]).shape == (6, 3, 2)
-    assert wide.mean().shape == wide.variance().shape == (3, 2, N)
-    assert wide.covariance().shape == (3, 2, N, N)
-    assert wide.entropy().shape == (3, 2)
-    assert wide.sample(jax.random.key(0), 5).shape == (5, 3, 2, N)
-    np.testing.assert_allclose(wide.log_prob(points[0])[0, 0], single.log_prob(points)[0], rtol=1e-6)
-    heavy = d.MultivariateStudentT(jnp.array([3.0, 4.0]), mean, cholesky=factor)
-    assert heavy.log_prob(points[:, None]).shape == (6, 2)
-    assert heavy.sample(jax.random.key(0), 5).shape == (5, 2, N)
-    low = d.MultivariateNormalLowRank(mean, np.ones((2, 1, N), np.float32), np.ones((3, N, 2), np.float32))
-    assert low.batch_shape == (2, 3)
-    assert low.log_prob(points[0]).shape == low.entropy().shape == (2, 3)
-    assert low.covariance().shape == (2, 3, N, N)
-    assert low.sample(jax.random.key(0)).shape == (2, 3, N)
-    spread = d.MultivariateNormalDiagonal(0.0, np.ones((2, N), np.float32))
-    assert spread.shape == (2, N)
-    assert spread.log_prob(points[0]).shape == spread.entropy().shape == (2,)
+    heavy = d.MultivariateStudentT(jnp.array([[3.0], [4.0], [5.0]]), np.stack([mean, mean]), cholesky=factor)
+    low = d.MultivariateNormalLowRank(mean, np.ones((3, 1, N), np.float32), np.ones((2, N, 2), np.float32))
+    spread = d.MultivariateNormalDiagonal(np.zeros((2, N), np.float32), np.ones((3, 1, N), np.float32))
+    shape = lambda method, *args: jax.eval_shape(method, *args).shape  # noqa: E731
+    for one in (wide, heavy, low, spread):
+        assert one.batch_shape == (3, 2)
+        assert shape(one.log_prob, points[0]) == shape(one.entropy) == (3, 2)
+        assert shape(one.log_prob, points[:, None, None]) == (6, 3, 2)
+        assert shape(one.mean) == shape(one.variance) == (3, 2, N)
+        assert shape(one.covariance) == (3, 2, N, N)
+        assert shape(lambda key, one=one: one.sample(key, 5), jax.random.key(0)) == (5, 3, 2, N)
+    found = quick(lambda: (wide.log_prob(points[0])[0, 0], single.log_prob(points)[0]))()
+    np.testing.assert_allclose(*found, rtol=1e-6)
 
 
 # Squared Mahalanobis distances follow a chi-squared or F law: with 20,000 draws and a false alarm in 10^7, a cdf off by
@@ -162,7 +161,7 @@ def test_draws_have_the_distribution(problem):
         (d.MultivariateStudentT(3.0, mean, covariance), covariance, 3.0),
         (d.MultivariateStudentT(0.5, mean, covariance), covariance, 0.5),
     ]
-    draws = jax.jit(lambda many, key: [one.sample(jax.random.fold_in(key, i), DRAWS) for i, one in enumerate(many)])
+    draws = quick(lambda many, key: [one.sample(jax.random.fold_in(key, i), DRAWS) for i, one in enumerate(many)])
     for (_, scatter, df), x in zip(cases, draws([case[0] for case in cases], jax.random.key(7)), strict=True):
         white = np.linalg.solve(np.linalg.cholesky(scatter.astype(float)), (np.asarray(x, float) - mean).T)
         square = (white**2).sum(0)
@@ -180,12 +179,9 @@ def test_a_learnt_factor_with_numbers_above_its_diagonal_is_read_as_lower_triang
     dirty = jnp.array([[1.0, 5.0], [0.5, 2.0]])
     clean = jnp.tril(dirty)
     build = lambda factor: d.MultivariateNormal(jnp.zeros(2), cholesky=factor)  # noqa: E731
-    draws, covariance, variance = jax.jit(
-        lambda f: (build(f).sample(jax.random.key(0)), build(f).covariance(), build(f).variance())
-    )(dirty)
-    np.testing.assert_array_equal(draws, build(clean).sample(jax.random.key(0)))
-    np.testing.assert_array_equal(covariance, clean @ clean.T)
-    np.testing.assert_array_equal(variance, jnp.diag(clean @ clean.T))
+    program = quick(lambda f: (build(f).sample(jax.random.key(0)), build(f).covariance(), build(f).variance()))
+    for found, expected in zip(program(dirty), program(clean), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("concentration", [[2.0, 3.0, 0.5], [2e6, 3e6, 1e6], [0.02, 5.0, 100.0], [1.0, 1.0, 1.0]])
@@ -196,7 +192,7 @@ def test_dirichlet_is_scipys(concentration):
     x = np.float32(np.maximum(theirs.rvs(5, random_state=1), 1e-20))
     rounded = x.astype(float) / x.astype(float).sum(-1, keepdims=True)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @quick
     def program(concentration, x):
         ours = d.Dirichlet(concentration)
         gradient = jax.grad(lambda a: d.Dirichlet(a).log_prob(x).sum())(concentration)
@@ -216,21 +212,25 @@ def test_dirichlet_is_scipys(concentration):
 
 
 def test_dirichlet_at_the_boundary_and_outside():
-    ours = d.Dirichlet(jnp.array([1.0, 2.0, 0.5]))
     x = jnp.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0], [0.5, 0.4, 0.3], [0.5, 0.6, -0.1]])
+
+    @quick
+    def program(concentration, x, keys):
+        density = lambda a, x: d.Dirichlet(a).log_prob(x)  # noqa: E731
+        gradient = jax.grad(lambda a, x: density(a, x[jnp.array([0, 3, 4])]).sum(), (0, 1))(concentration, x)
+        thin = d.Dirichlet(jnp.full(3, 1e-3)).sample(keys[1], DRAWS)
+        return density(concentration, x), gradient, d.Dirichlet(concentration).sample(keys[0], DRAWS), thin
+
+    found, gradient, draws, thin = program(jnp.array([1.0, 2.0, 0.5]), x, jax.random.split(jax.random.key(0)))
     limit = stats.dirichlet([1.0, 2.0, 0.5]).logpdf([1e-12, 0.5, 0.5 - 1e-12])
-    found = ours.log_prob(x)
     np.testing.assert_allclose(found[0], limit, rtol=1e-6)
     np.testing.assert_array_equal(found[1:], [-np.inf, np.inf, -np.inf, -np.inf])
-    gradient = jax.grad(lambda a, x: d.Dirichlet(a).log_prob(x).sum(), (0, 1))(
-        ours.concentration, x[jnp.array([0, 3, 4])]
-    )
     assert all(bool(jnp.isfinite(g).all()) for g in gradient)
-    assert ours.log_prob(jnp.full((7, 1, 3), 1 / 3)).shape == (7, 1)
-    draws = np.asarray(ours.sample(jax.random.key(0), DRAWS), float)
     for i, a in enumerate([1.0, 2.0, 0.5]):
-        assert distance(draws[:, i], stats.beta(a, 3.5 - a).cdf) < DISTANCE
-    assert (d.Dirichlet(jnp.full(3, 1e-3)).sample(jax.random.key(1), 100) > 0).all()
+        assert distance(np.asarray(draws, float)[:, i], stats.beta(a, 3.5 - a).cdf) < DISTANCE
+    assert (thin > 0).all()
+    batch = d.Dirichlet(jnp.ones((4, 3)))
+    assert jax.eval_shape(batch.log_prob, jnp.ones((7, 1, 3))).shape == (7, 4)
 
 
 ROWS = {

@@ -54,7 +54,8 @@ class NUTSInfo(NamedTuple):
 class _Choice(NamedTuple):
     """A point chosen among leaves, with probability proportional to weight, and the log of their total weight."""
 
-    vectors: jax.Array  # (2, size), position and gradient
+    position: jax.Array  # (size,)
+    gradient: jax.Array  # (size,)
     log_density: jax.Array  # ()
     energy: jax.Array  # ()
     log_weight: jax.Array  # ()
@@ -70,12 +71,20 @@ class _Draws(NamedTuple):
     leaf_key: core.Key  # with the leaf's number it makes the uniform of any further leaf
 
 
+class _Span(NamedTuple):
+    """A tree of neighbouring leaves, as far as U-turns go; in a stack each has a leading axis of levels."""
+
+    first: jax.Array  # (size,), momentum of the leaf where it began
+    last: jax.Array  # (size,), momentum of the latest leaf
+    total: jax.Array  # (size,), sum of the momenta of all leaves
+
+
 class _Trajectory(NamedTuple):
     """The carry of the loop over leaves."""
 
     leaves: jax.Array  # (), so far, the initial point included; the same for all chains under vmap
-    ends: jax.Array  # (2, 3, size), position, momentum and force of the first and of the last leaf in time
-    stack: jax.Array  # (levels, 3, size), the subtree that waits at each level, as in `_merge`
+    ends: tuple[jax.Array, ...]  # (2, size) each: position, momentum, force; the earliest leaf and the latest
+    stack: _Span  # (levels, size) each: the tree that waits at each level
     tree: _Choice  # among the leaves of completed doublings
     subtree: _Choice  # among the leaves of the doubling under way
     acceptance: jax.Array  # (), summed over leaves
@@ -141,7 +150,7 @@ def nuts(
             log_density=end.tree.log_density,
             step_size=size,
         )
-        position, gradient = flat.unravel(end.tree.vectors[0]), flat.unravel(end.tree.vectors[1])
+        position, gradient = flat.unravel(end.tree.position), flat.unravel(end.tree.gradient)
         return State(position, end.tree.log_density, gradient), info
 
     return core.Algorithm(init, step)
@@ -174,20 +183,20 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
     dtype, levels = flat.dtype, draws.forwards.size
     initial = hamiltonian.energy(start)
     flips = draws.forwards != jnp.roll(draws.forwards, -1)
-    latest = jnp.expand_dims(jnp.arange(2) == 1, (1, 2))
+    latest = jnp.expand_dims(jnp.arange(2) == 1, 1)
 
     def leaf(carry: _Trajectory) -> _Trajectory:
         depth = 31 - lax.clz(carry.leaves)
         forward = _row(draws.forwards, depth)
-        end = jnp.where(forward, carry.ends[1], carry.ends[0])
-        origin = Point(end[0], end[1], end[2], end[2], initial)
+        position, momentum, force = (jnp.where(forward, end[1], end[0]) for end in carry.ends)
+        origin = Point(position, momentum, force, force, initial)
         point = hamiltonian.leapfrog(flat, metric, origin, jnp.where(forward, step_size, -step_size))
         energy = hamiltonian.energy(point)
         weight, rate, diverging = hamiltonian.compare(initial, energy)
 
         # Within a doubling a leaf is chosen in proportion to its weight.
         total = jnp.logaddexp(carry.subtree.log_weight, weight)
-        here = _Choice(jnp.stack([point.position, point.gradient]), point.log_density, energy, total)
+        here = _Choice(point.position, point.gradient, point.log_density, energy, total)
         chosen = _leaf_uniform(draws, carry.leaves) < jnp.exp(weight - total)
         subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
 
@@ -196,11 +205,13 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
 
         def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
             level, node, turned = loop
-            node, turns = _merge(_row(carry.stack, level), node)
+            waiting = jax.tree.map(lambda rows: _row(rows, level), carry.stack)
+            node, turns = _merge(waiting, node)
             return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
 
-        node = jnp.stack([point.momentum, point.momentum, point.momentum])
-        never = jnp.where(diverging, -1, levels)  # the first level that turned; a divergence comes before any
+        node = _Span(point.momentum, point.momentum, point.momentum)
+        # The first level that turned, or -1 for a divergence, or `levels` for neither.
+        never = jnp.where(diverging, jnp.int32(-1), jnp.int32(levels))
         level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
 
         # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
@@ -215,12 +226,15 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
         # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
         # its density is evaluated at points where it has been evaluated already.
         flip = full & _row(flips, depth)
-        node = jnp.where(flip, jnp.stack([node[1], node[0], node[2]]), node)
-        end = jnp.stack([point.position, point.momentum, point.force])
+        node = _Span(jnp.where(flip, node.last, node.first), jnp.where(flip, node.first, node.last), node.total)
+        moves = (latest == forward) & carry.active
+        new = (point.position, point.momentum, point.force)
         return _Trajectory(
             leaves=carry.leaves + 1,
-            ends=jnp.where((latest == forward) & carry.active, jnp.stack([end, end]), carry.ends),
-            stack=lax.dynamic_update_index_in_dim(carry.stack, node, level, 0),
+            ends=tuple(jnp.where(moves, jnp.expand_dims(x, 0), end) for x, end in zip(new, carry.ends, strict=True)),
+            stack=jax.tree.map(
+                lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, level, 0), carry.stack, node
+            ),
             tree=tree,
             subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
             acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
@@ -230,14 +244,12 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
             active=carry.active & (turned == levels),
         )
 
-    end = jnp.stack([start.position, start.momentum, start.force])
-    root = jnp.stack([start.momentum, start.momentum, start.momentum])
-    vectors = jnp.stack([start.position, start.gradient])
-    choice = _Choice(vectors, start.log_density, initial, jnp.zeros((), dtype))
+    rows = jnp.broadcast_to(start.momentum, (levels, flat.size))
+    choice = _Choice(start.position, start.gradient, start.log_density, initial, jnp.zeros((), dtype))
     carry = _Trajectory(
         leaves=jnp.int32(1),
-        ends=jnp.stack([end, end]),
-        stack=jnp.stack([root] * levels),
+        ends=tuple(jnp.broadcast_to(x, (2, flat.size)) for x in (start.position, start.momentum, start.force)),
+        stack=_Span(rows, rows, rows),
         tree=choice,
         subtree=choice._replace(log_weight=jnp.full((), -jnp.inf, dtype)),
         acceptance=jnp.zeros((), dtype),
@@ -249,19 +261,23 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
     return lax.while_loop(lambda c: (c.leaves < (1 << limit)) & _any(c.active), leaf, carry)
 
 
-def _merge(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Joins two neighbouring subtrees, each (3, size): first momentum, last momentum, sum of momenta.
+def _merge(one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
+    """Joins two neighbouring trees.
 
     Returns:
-      the joint subtree (3, size), and whether it turned: whether the sum of momenta points against the momentum at
-      either end, of the whole or of one subtree with the nearest leaf of the other.
+      the joint tree, and whether it turned: whether the sum of momenta points against the momentum at either end, of
+      the whole or of one tree with the nearest leaf of the other.
     """
-    total = first[2] + second[2]
-    sums = jnp.stack([total, first[2] + second[0], second[2] + first[1]])
-    lows = jnp.stack([first[0], first[0], first[1]])
-    highs = jnp.stack([second[1], second[0], second[1]])
-    onwards = (jnp.sum(sums * lows, axis=1) > 0) & (jnp.sum(sums * highs, axis=1) > 0)
-    return jnp.stack([first[0], second[1], total]), ~jnp.all(onwards)
+    total = one.total + two.total
+    onwards = (
+        (jnp.sum(total * one.first) > 0)
+        & (jnp.sum(total * two.last) > 0)
+        & (jnp.sum((one.total + two.first) * one.first) > 0)
+        & (jnp.sum((one.total + two.first) * two.first) > 0)
+        & (jnp.sum((two.total + one.last) * one.last) > 0)
+        & (jnp.sum((two.total + one.last) * two.last) > 0)
+    )
+    return _Span(one.first, two.last, total), ~onwards
 
 
 def _row(array: jax.Array, index: jax.Array) -> jax.Array:

@@ -115,9 +115,9 @@ def schedule(num_steps: int) -> Schedule:
 
 
 def _window_end(plan: Schedule, begin: Any, windows: Any) -> jax.Array:
-    # A window takes all that is left if the next, twice as long, would not fit behind it.
+    # A window takes all that is left if the next, twice as long, would not fit behind it; the first never does.
     length = plan.window * 2**windows
-    return jnp.where(begin + 3 * length > plan.stop, plan.stop, begin + length)
+    return jnp.where((windows > 0) & (begin + 3 * length > plan.stop), plan.stop, begin + length)
 
 
 def warmup(
@@ -154,7 +154,8 @@ def warmup(
 
     Raises:
       TypeError: if `log_density` is no function.
-      ValueError: for an unknown metric, a negative number of steps, a target outside (0, 1), or an impossible step size.
+      ValueError: for an unknown metric, a negative number of steps, a target outside (0, 1), or a step size that is
+        not above zero.
 
     >>> from jaxprob.inference import mcmc
     >>> tuning = warmup(mcmc.nuts, lambda q: -0.5 * (q**2).sum(), num_steps=20)
@@ -166,7 +167,7 @@ def warmup(
     """
     target = as_log_density(log_density, "warmup")
     if metric not in ("diagonal", "dense"):
-        raise core.bad_value("warmup", "metric", metric, "'diagonal' or 'dense'")
+        raise core.bad_value("warmup", "metric", core.describe(metric), "'diagonal' or 'dense'")
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
     if not isinstance(target_acceptance, jax.core.Tracer) and not 0 < target_acceptance < 1:
