@@ -88,13 +88,10 @@ DRAWS = {
     "Normal": lambda s: d.Normal(0.0, s),
     "HalfCauchy": d.HalfCauchy,
     "StudentT": lambda s: d.StudentT(1e-3 + 0 * s),
-    "StudentT, many degrees": lambda s: d.StudentT(1e6, 0.0, s),
     "Gamma": lambda s: d.Gamma(1e-3, s),
-    "Gamma, large": lambda s: d.Gamma(1e4, s),
     "InverseGamma": lambda s: d.InverseGamma(1e-3, s),
     "Weibull": lambda s: d.Weibull(1e-3, s),
     "Beta": lambda s: d.Beta(1e-3 + 0 * s, 1e-3),
-    "Beta, large": lambda s: d.Beta(1e4 + 0 * s, 1e-3),
     "Exponential": d.Exponential,
     "LogNormal": lambda s: d.LogNormal(jnp.log(s), 50.0),
     "TruncatedNormal": lambda s: d.TruncatedNormal(0.0, s, s),
@@ -103,7 +100,7 @@ DRAWS = {
 
 
 def test_draws_and_their_slopes_are_finite():
-    """Scales of 1e-30 and 1e30, concentrations of 1e-3 and 1e4: draws lie in the support and can be differentiated."""
+    """Scales of 1e-30 and 1e30, concentrations of 1e-3: draws lie in the support and can be differentiated."""
 
     @partial(jax.jit, compiler_options=QUICK)
     def program(scales, key):
@@ -118,7 +115,7 @@ def test_draws_and_their_slopes_are_finite():
         assert np.isfinite(draws).all(), name
         assert np.isfinite(slopes).all(), name
         assert bool(DRAWS[name](scales).support.contains(draws).all()), name
-        assert np.unique(np.asarray(draws)[:, 1]).size > 5 or name == "Beta, large", name
+        assert np.unique(np.asarray(draws)[:, 1]).size > 5, name
 
 
 def test_curvature_at_the_centre():
