@@ -140,8 +140,8 @@ def leapfrog(flat: Flat, metric: Metric, point: Point, step: jax.Array) -> Point
 
 def energy(point: Point) -> jax.Array:
     """Potential and kinetic energy: -log density + z'z / 2."""
-    # The maximum keeps the product and the sum apart: whether XLA fuses them into one rounding depends on how many chains
-    # are batched, and the same chain would differ in its last bits.
+    # The maximum keeps the product and the sum apart: whether XLA fuses them into one rounding depends on how many
+    # chains are batched, and the same chain would differ in its last bits.
     squares = jnp.maximum(point.momentum * point.momentum, jnp.finfo(point.momentum.dtype).tiny)
     return 0.5 * jnp.sum(squares) - point.log_density
 
