@@ -248,6 +248,7 @@ ROWS = {
         lambda t: d.MultivariateNormal(0.0, **t),
         {"precision": np.array([[1.0, 0.3], [0.3, 2.0]]) * np.array([1.0, 2.0, 3.0])[:, None, None]},
         np.array([0.5, 1.5]),
+        variant=True,
     ),
     "MultivariateStudentT": Row(
         lambda t: d.MultivariateStudentT(**t),
@@ -274,7 +275,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if not ROWS[name].variant])
 def test_transformations(name):
     check_pytree(ROWS[name])
 

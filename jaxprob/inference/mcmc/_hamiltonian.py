@@ -139,10 +139,16 @@ def leapfrog(flat: Flat, metric: Metric, point: Point, step: jax.Array) -> Point
 
 
 def energy(point: Point) -> jax.Array:
-    """Potential and kinetic energy: -log density + z'z / 2."""
-    # The maximum keeps the product and the sum apart: whether XLA fuses them into one rounding depends on how many
-    # chains are batched, and the same chain would differ in its last bits.
+    """Potential and kinetic energy: -log density + z'z / 2.
+
+    The same to the bit for any number of chains in a batch. XLA's sums are not: it fuses product and sum into one
+    rounding, and orders long sums, as the shape of the batch suggests. So a maximum keeps product and sum apart, and
+    halves are added elementwise.
+    """
     squares = jnp.maximum(point.momentum * point.momentum, jnp.finfo(point.momentum.dtype).tiny)
+    while squares.size > 32:
+        half = (squares.size + 1) // 2
+        squares = squares[:half] + jnp.pad(squares[half:], (0, 2 * half - squares.size))
     return 0.5 * jnp.sum(squares) - point.log_density
 
 
