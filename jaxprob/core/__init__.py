@@ -29,6 +29,8 @@ from jaxprob.core._linalg import solve_triangular as solve_triangular
 from jaxprob.core._linalg import symmetrize as symmetrize
 from jaxprob.core._log_sums import logaddexp as logaddexp
 from jaxprob.core._log_sums import logsumexp as logsumexp
+from jaxprob.core._ordered import ordered_dot as ordered_dot
+from jaxprob.core._ordered import ordered_sum as ordered_sum
 from jaxprob.core._pytree import pytree as pytree
 from jaxprob.core._pytree import static as static
 from jaxprob.core._scalars import expm1_over_x as expm1_over_x

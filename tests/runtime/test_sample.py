@@ -106,7 +106,6 @@ def test_a_datatree_has_the_groups_arviz_looks_for(finished):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="traced 4 times: JAX traces anew inside and outside shard_map and vmap")
 def test_the_log_density_is_traced_at_most_twice():
     traces = []
 

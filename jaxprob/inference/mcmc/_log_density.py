@@ -1,17 +1,19 @@
 """The user's log density as the kernels call it: its value and gradient, traced as rarely as possible.
 
-One `jax.jit(jax.value_and_grad(...))` stands for each density, however many kernels are built on it, so that JAX's own
-trace cache makes one trace serve initialisation, warm-up and sampling.
+JAX's own trace cache sees the axes and meshes around a call, and would run the user's Python again for each mapping
+that a kernel stands in. Here the value and gradient become a jaxpr once for each shape of a position, and that is what
+initialisation, warm-up and sampling call.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +36,10 @@ class LogDensity:
         self._log_density = log_density
         method, owner = getattr(log_density, "__func__", _call), getattr(log_density, "__self__", log_density)
         parts = _separate(method, owner)
-        self.value_and_gradient = _opaque(log_density) if parts is None else partial(_of_owner, *parts)
+        if parts is None:
+            self.value_and_gradient = partial(_evaluate, _of_opaque(log_density), lambda _, q: log_density(q), [])
+        else:
+            self.value_and_gradient = partial(_evaluate, _of_owner(parts[0]), *parts)
 
     def __call__(self, position: Any) -> Any:
         return self._log_density(position)
@@ -85,7 +90,7 @@ _ARRAY = object()  # holds the place of an array among the leaves of an owner
 def _separate(method: Callable[..., Any], owner: Any) -> tuple[_Rebuild, list[Any]] | None:
     """The arrays of a pytree apart from the rest of it, or None if `owner` is no pytree (or cannot be compared)."""
     leaves, structure = jax.tree.flatten(owner)
-    if jax.tree_util.treedef_is_leaf(structure):
+    if len(leaves) == 1 and leaves[0] is owner:
         return None
     held = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
     arrays = [leaf for leaf, is_array in zip(leaves, held, strict=True) if is_array]
@@ -102,27 +107,46 @@ def _call(log_density: Callable[[Any], Any], position: Any) -> Any:
     return log_density(position)
 
 
-def _scalar(log_density: Callable[[Any], Any], position: Any) -> jax.Array:
-    value = jnp.asarray(log_density(position))
+Compiled = dict[Any, Callable[..., Any]]  # by shapes: (arrays, position) -> (value, gradient), all as flat lists
+
+
+def _evaluate(compiled: Compiled, call: Callable[[list[Any], Any], Any], arrays: list[Any], position: Any) -> Any:
+    """The value and gradient of `position -> call(arrays, position)`, traced if shapes like these were not seen yet."""
+    leaves, structure = jax.tree.flatten((arrays, position))
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jax.typeof, leaves))
+    # A mesh may be read by the user's sharding constraints, and the precision by any matrix product.
+    around = jax.sharding.get_abstract_mesh(), jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64
+    seen = structure, shapes, around
+    if seen not in compiled:
+
+        def flat(*leaves: Any) -> Any:
+            arrays, position = jax.tree.unflatten(structure, leaves)
+            return jax.tree.leaves(jax.value_and_grad(lambda q: _scalar(call, arrays, q))(position))
+
+        compiled[seen] = jax.jit(jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(flat)(*shapes)))
+    value, *gradient = compiled[seen](*leaves)
+    return value, jax.tree.unflatten(jax.tree.structure(position), gradient)
+
+
+def _scalar(call: Callable[[list[Any], Any], Any], arrays: list[Any], position: Any) -> jax.Array:
+    value = jnp.asarray(call(arrays, position))
     if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
         got, todo = f"{value.dtype} of shape {value.shape}", "Sum over everything the density is a product of"
         raise core.bad_value("log_density", "its value", got, "one floating-point number", todo)
     return value
 
 
-@partial(jax.jit, static_argnums=0)
-def _of_owner(call: _Rebuild, arrays: list[Any], position: Any) -> tuple[jax.Array, Any]:
-    return jax.value_and_grad(lambda q: _scalar(partial(call, arrays), q))(position)
+# What is compiled of equal owners is shared; the oldest go, as in JAX's own caches.
+@lru_cache(maxsize=256)
+def _of_owner(call: _Rebuild) -> Compiled:
+    return {}
 
 
-# The gradient of a function lives as long as the function and refers to it weakly, or neither would ever be freed.
-_GRADIENTS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+# What is compiled of a function lives as long as the function and must not refer to it, or neither would ever be freed.
+_OF_FUNCTION: weakref.WeakKeyDictionary[Any, Compiled] = weakref.WeakKeyDictionary()
 
 
-def _opaque(log_density: Any) -> Callable[[Any], tuple[jax.Array, Any]]:
+def _of_opaque(log_density: Any) -> Compiled:
     if type(log_density).__eq__ is not object.__eq__:  # equal to others, which may outlive it
-        return jax.jit(lambda position: jax.value_and_grad(partial(_scalar, log_density))(position))
-    if log_density not in _GRADIENTS:
-        alive: Callable[[], Any] = weakref.ref(log_density)
-        _GRADIENTS[log_density] = jax.jit(lambda position: jax.value_and_grad(partial(_scalar, alive()))(position))
-    return _GRADIENTS[log_density]
+        return {}
+    return _OF_FUNCTION.setdefault(log_density, {})

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from jaxprob import core
 
+LARGE = 256  # scalars in a position above which a dense metric is applied by the library's matrix product
+
 
 @core.pytree
 class Metric:
@@ -32,17 +34,25 @@ class Metric:
         """L z, the velocity of a whitened momentum (size,)."""
         if self.factor.ndim < 2:
             return self.factor * momentum
-        return jnp.matmul(self.factor, momentum, precision="highest")
+        return _product(momentum, self.factor.T)
 
     def force(self, gradient: jax.Array) -> jax.Array:
         """L'g, the force on a whitened momentum where the log density has the gradient g (size,)."""
         if self.factor.ndim < 2:
             return self.factor * gradient
-        return jnp.matmul(gradient, self.factor, precision="highest")
+        return _product(gradient, self.factor)
 
     def astype(self, dtype: Any) -> Metric:
         """The same metric in another dtype."""
         return Metric(self.factor.astype(dtype))
+
+
+def _product(vector: jax.Array, matrix: jax.Array) -> jax.Array:
+    if vector.size <= LARGE:
+        return core.ordered_dot(jnp.expand_dims(vector, 1), matrix)
+    # A chain alone would be a product with a vector, which adds in another order than the product of matrices that
+    # several chains make. A second row makes it one of matrices always.
+    return jnp.matmul(jnp.stack([vector, 0.5 * vector]), matrix, precision="highest")[0]
 
 
 def as_metric(inverse_mass_matrix: Any, function: str) -> Metric:

@@ -269,14 +269,10 @@ def _merge(one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
       the whole or of one tree with the nearest leaf of the other.
     """
     total = one.total + two.total
-    onwards = (
-        (jnp.sum(total * one.first) > 0)
-        & (jnp.sum(total * two.last) > 0)
-        & (jnp.sum((one.total + two.first) * one.first) > 0)
-        & (jnp.sum((one.total + two.first) * two.first) > 0)
-        & (jnp.sum((two.total + one.last) * one.last) > 0)
-        & (jnp.sum((two.total + one.last) * two.last) > 0)
-    )
+    ahead, behind = one.total + two.first, two.total + one.last
+    sums = jnp.stack([total, total, ahead, ahead, behind, behind], axis=1)
+    ends = jnp.stack([one.first, two.last, one.first, two.first, one.last, two.last], axis=1)
+    onwards = jnp.all(core.ordered_dot(sums, ends) > 0)
     return _Span(one.first, two.last, total), ~onwards
 
 

@@ -211,7 +211,7 @@ def warmup(
     def tune(chain: WarmupChain, shared: WarmupShared, rate: jax.Array) -> tuple[WarmupChain, WarmupShared]:
         plan, transitions = shared.schedule, shared.transitions + 1
         rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
-        averaging = dual_averaging.update(shared.averaging, welford.total(rates) / rates.shape[0], target_acceptance)
+        averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], target_acceptance)
         log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
         shared = shared._replace(transitions=transitions, averaging=averaging, step_size=jnp.exp(log_step))
         inside = (transitions > plan.start) & (transitions <= plan.stop)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprob import core
+
 
 class Moments(NamedTuple):
     """Moments of the positions of one chain.
@@ -50,26 +52,14 @@ def pool(moments: Moments) -> Moments:
     Returns:
       moments without that axis. The order of the sums is that of the chains.
     """
-    mean = total(moments.mean) / moments.mean.shape[0]
+    mean = core.ordered_sum(moments.mean) / moments.mean.shape[0]
     apart = moments.mean - jnp.expand_dims(mean, 0)
     if moments.squares.ndim == 2:
-        between = total(apart * apart)
+        between = core.ordered_sum(apart * apart)
     else:
-        between = total(jnp.expand_dims(apart, 2) * jnp.expand_dims(apart, 1))
-    squares = total(moments.squares) + moments.number[0] * between
-    return Moments(total(moments.number), mean, squares)
-
-
-def total(values: jax.Array) -> jax.Array:
-    """The sum over the leading axis, halves added elementwise until one row is left.
-
-    XLA orders a reduction as it likes, and otherwise in a program for another number of devices: to keep every bit, the
-    additions are spelled out.
-    """
-    while values.shape[0] > 1:
-        half = values.shape[0] // 2
-        values = jnp.concatenate([values[:half] + values[half : 2 * half], values[2 * half :]])
-    return values[0]
+        between = core.ordered_sum(jnp.expand_dims(apart, 2) * jnp.expand_dims(apart, 1))
+    squares = core.ordered_sum(moments.squares) + moments.number[0] * between
+    return Moments(core.ordered_sum(moments.number), mean, squares)
 
 
 def covariance(moments: Moments) -> jax.Array:
