@@ -9,14 +9,15 @@ to Hamiltonian Monte Carlo", for divergences, tree depth and energy.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxprob.analysis import _convergence as convergence
-from jaxprob.analysis._summary import Summary, quantity_names
+from jaxprob.analysis._summary import Summary, panels, quantity_names
 
 MAX_R_HAT = 1.01
 MIN_ESS_PER_CHAIN = 100
@@ -60,7 +61,7 @@ class Finding(NamedTuple):
 class Run(NamedTuple):
     """What the checks look at."""
 
-    leaves: list[tuple[str, np.ndarray]]
+    leaves: list[tuple[str, Any]]
     stats: dict[str, np.ndarray]
     table: Summary
     max_tree_depth: int
@@ -90,12 +91,14 @@ def _worst(table: Summary, values: np.ndarray, bad: np.ndarray, form: str, desce
     return _listed([f"{table.names[i]} ({values[i]:{form}})" for i in order if bad[i]])
 
 
+def _finite_share(leaf: Any) -> float:
+    size = math.prod(leaf.shape)
+    return sum(np.count_nonzero(np.isfinite(panel)) for panel in panels(leaf)) / size if size else 1.0
+
+
 def _finite_draws(run: Run) -> Iterator[Finding]:
-    bad = [
-        f"{name} ({_percent(1 - np.mean(np.isfinite(leaf)))} of it)"
-        for name, leaf in run.leaves
-        if leaf.size and not np.all(np.isfinite(leaf))
-    ]
+    shares = [(name, _finite_share(leaf)) for name, leaf in run.leaves]
+    bad = [f"{name} ({_percent(1 - share)} of it)" for name, share in shares if share < 1]
     if bad:
         yield Finding(
             "problem",
@@ -122,7 +125,8 @@ def _varying_draws(run: Run) -> Iterator[Finding]:
     if run.table.draws > 1:
         moved = np.zeros(run.table.chains, bool)
         for _, leaf in run.leaves:
-            moved |= np.any(leaf != leaf[:, :1], axis=tuple(range(1, leaf.ndim)))
+            for panel in panels(leaf):
+                moved |= np.any(panel != panel[:, :1], axis=(1, 2))
         if not np.all(moved):
             stuck = np.flatnonzero(~moved).tolist()
             yield Finding(
@@ -225,7 +229,7 @@ def _divergences(run: Run) -> Iterator[Finding]:
     )
 
 
-def _where(leaves: list[tuple[str, np.ndarray]], diverging: np.ndarray) -> str:
+def _where(leaves: list[tuple[str, Any]], diverging: np.ndarray) -> str:
     """The quantity whose divergent draws lie most to one side of all its draws, as a sentence.
 
     Under no relation the mean relative rank of n draws has standard deviation 1 / sqrt(12 n); the threshold grows with
@@ -238,16 +242,15 @@ def _where(leaves: list[tuple[str, np.ndarray]], diverging: np.ndarray) -> str:
     for _, leaf in leaves:
         if leaf.shape[:2] != diverging.shape:
             return ""
-        columns = leaf.reshape(at.size, -1)
-        for j in range(columns.shape[1]):
-            name, column = next(names), columns[:, j]
+        for column in (panel[:, :, j].reshape(-1) for panel in panels(leaf) for j in range(panel.shape[2])):
+            name = next(names)
             entries = np.sort(column)
             inside = column[at]
             below, not_above = np.searchsorted(entries, inside, "left"), np.searchsorted(entries, inside, "right")
             moved = float(np.mean(below + not_above)) / (2 * at.size) - 0.5
             if abs(moved) > abs(shift):
                 best, shift, place = name, moved, (float(np.median(inside)), float(np.median(column)))
-    threshold = np.sqrt((9 + 2 * np.log(max(1, sum(leaf[0, 0].size for _, leaf in leaves)))) / (12 * number))
+    threshold = np.sqrt((9 + 2 * np.log(max(1, sum(math.prod(leaf.shape[2:]) for _, leaf in leaves)))) / (12 * number))
     if abs(shift) < max(0.15, threshold):
         return " They are not gathered at low or high values of any one quantity." if number >= 20 else ""
     side = "low" if shift < 0 else "high"

@@ -10,7 +10,7 @@ import dataclasses
 import html
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,9 @@ from jaxprob.analysis import _mcse as mcse
 _MAX_ROWS = 60
 _BLOCK = 2**20
 """Draws handled at a time, all quantities together: the working memory is some hundred bytes for each."""
+
+_PANEL_BYTES = 128 * 2**20
+"""What is read at a time of an array on disk."""
 
 _COLUMNS = ("mean", "sd", "eti_lo", "eti_hi", "ess_bulk", "ess_tail", "r_hat", "mcse_mean", "mcse_sd")
 
@@ -118,7 +121,8 @@ def summary(draws: Any, probability: float = 0.89) -> Summary:
 
     Args:
       draws: pytree of arrays (chain, draw, ...) with the same number of chains and draws. Integers and booleans are
-        summarised as numbers.
+        summarised as numbers. Arrays on disk (anything with `shape`, `dtype`, `ndim` and slices, as those of zarr and
+        h5py) are read in part at a time and never held whole.
       probability: that of the equal-tailed interval.
 
     Returns:
@@ -141,9 +145,9 @@ def summary(draws: Any, probability: float = 0.89) -> Summary:
     leaves = check_draws("summary", draws)
     number, length = leaves[0][1].shape[:2]
     dtype = core.accumulator_dtype(core.result_dtype([np.empty(0, leaf.dtype) for _, leaf in leaves]))
-    columns = [leaf.reshape(number, length, -1) for _, leaf in leaves]
-    total = sum(column.shape[2] for column in columns)
+    total = sum(math.prod(leaf.shape[2:]) for _, leaf in leaves)
     width = min(total, max(1, _BLOCK // (number * length)))
+    columns = (columns for _, leaf in leaves for columns in panels(leaf))
     results = [
         np.asarray(_statistics(block.astype(dtype), float(probability)))[:, :filled]
         for block, filled in _blocks(columns, width)
@@ -158,9 +162,12 @@ def summary(draws: Any, probability: float = 0.89) -> Summary:
     )
 
 
-def check_draws(function: str, draws: Any) -> list[tuple[str, np.ndarray]]:
-    """Named leaves as NumPy arrays, once they are known to be real and to agree in chains and draws."""
-    leaves = [(name, np.asarray(leaf)) for name, leaf in core.named_leaves(draws)]
+def check_draws(function: str, draws: Any) -> list[tuple[str, Any]]:
+    """Named leaves, once they are known to be real and to agree in chains and draws.
+
+    They are NumPy arrays, or arrays on disk as they were given; `panels` reads both.
+    """
+    leaves = [(name, leaf if _on_disk(leaf) else np.asarray(leaf)) for name, leaf in core.named_leaves(draws)]
     if not leaves:
         raise core.bad_value(function, "draws", "without arrays", "at least one array (chain, draw, ...)")
     name, first = leaves[0]
@@ -183,7 +190,26 @@ def check_draws(function: str, draws: Any) -> list[tuple[str, np.ndarray]]:
     return leaves
 
 
-def quantity_names(leaves: list[tuple[str, np.ndarray]]) -> list[str]:
+def _on_disk(leaf: Any) -> bool:
+    known = isinstance(leaf, (np.ndarray, np.generic, jax.Array))
+    return not known and all(hasattr(leaf, name) for name in ("shape", "dtype", "ndim", "__getitem__"))
+
+
+def panels(leaf: Any) -> Iterator[np.ndarray]:
+    """The quantities of a leaf (chain, draw, ...) in order, as NumPy arrays (chain, draw, quantity) of bounded size.
+
+    An array in memory comes whole; one on disk by slices of its third axis of about `_PANEL_BYTES`.
+    """
+    number, length, *shape = leaf.shape
+    if isinstance(leaf, np.ndarray) or not shape:
+        yield np.asarray(leaf[...]).reshape(number, length, -1)
+        return
+    width = max(1, _PANEL_BYTES // max(1, number * length * math.prod(shape[1:]) * leaf.dtype.itemsize))
+    for start in range(0, shape[0], width):
+        yield np.asarray(leaf[:, :, start : start + width]).reshape(number, length, -1)
+
+
+def quantity_names(leaves: list[tuple[str, Any]]) -> list[str]:
     """The name of each scalar: that of its leaf, with its indices in brackets."""
     names = []
     for name, leaf in leaves:
@@ -192,7 +218,7 @@ def quantity_names(leaves: list[tuple[str, np.ndarray]]) -> list[str]:
     return names
 
 
-def _blocks(columns: list[np.ndarray], width: int) -> Iterator[tuple[np.ndarray, int]]:
+def _blocks(columns: Iterable[np.ndarray], width: int) -> Iterator[tuple[np.ndarray, int]]:
     """Arrays (chain, draw, width) of consecutive quantities, and how many of the last one are filled."""
     parts: list[np.ndarray] = []
     filled = 0

@@ -26,21 +26,29 @@ def write_groups(store: Any, target: Any, key: core.Key) -> None:
     for name, value in observed.items():
         value = np.asarray(value)
         store.write_whole(f"observed_data/{name}", value, [f"{name}_dim_{i}" for i in range(value.ndim)])
-    draws = {
-        path.removeprefix("posterior/"): store.read(path) for path in store.paths() if path.startswith("posterior/")
+    arrays = {
+        path.removeprefix("posterior/"): store.open(path) for path in store.paths() if path.startswith("posterior/")
     }
-    if not set(getattr(target, "names", ())) <= set(draws):
+    if not set(getattr(target, "names", ())) <= set(arrays):
         return  # some names were not kept: there is nothing to predict from
-    rows = next(iter(draws.values())).shape[1]
-    few = {name: value[:, :: max(rows // PREDICTED_DRAWS, 1)] for name, value in draws.items()}
+    chains, rows = next(iter(arrays.values())).shape[:2]
+    few = {name: array[:, :: max(rows // PREDICTED_DRAWS, 1)] for name, array in arrays.items()}
     _write(store, "posterior_predictive", target.predict(core.fold(key, 2**31 - 1), few))
-    chains = next(iter(draws.values())).shape[0]
     points = sum(np.size(value) for value in observed.values())
     if chains * rows * points * 4 <= LIKELIHOOD_BYTES:
-        _write(store, "log_likelihood", target.log_likelihood(draws))
+        bytes_per_row = chains * 4 * sum(int(np.prod(array.shape[2:])) for array in arrays.values())
+        block = max(1, LIKELIHOOD_BYTES // max(1, bytes_per_row))
+        parts = [
+            jax.tree.map(
+                np.asarray,
+                target.log_likelihood({name: array[:, start : start + block] for name, array in arrays.items()}),
+            )
+            for start in range(0, rows, block)
+        ]
+        _write(store, "log_likelihood", jax.tree.map(lambda *blocks: np.concatenate(blocks, axis=1), *parts))
 
 
-def _write(store: ZarrStore, group: str, values: dict[str, jax.Array]) -> None:
+def _write(store: ZarrStore, group: str, values: dict[str, Any]) -> None:
     for name, value in values.items():
         dimensions = ["chain", "draw", *(f"{name}_dim_{i}" for i in range(np.ndim(value) - 2))]
         store.write_whole(f"{group}/{name}", np.asarray(value), dimensions)

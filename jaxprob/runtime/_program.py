@@ -8,6 +8,7 @@ included, compiles it once.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,14 +70,17 @@ class Program:
     executor: str = "shard_map"
 
 
+STARTS = 2**31  # what a chain's key is folded with for its start, beyond any step
+
+
 def start_key(chain_key: core.Key, attempt: Any) -> core.Key:
     """The key from which a chain's start is drawn."""
-    return core.fold(chain_key, 0, attempt)
+    return core.fold(chain_key, jnp.uint32(STARTS), attempt)
 
 
 def step_key(chain_key: core.Key, step: Any) -> core.Key:
     """The key of one step of one chain: it depends on the global chain index and the step, and on nothing else."""
-    return core.fold(chain_key, 1, step)
+    return core.fold(chain_key, step)
 
 
 def _state_axes(state: Any) -> Any:
@@ -217,7 +221,32 @@ def _chunk_local(
     return scan.bounded(row, carry, count, program.capacity)
 
 
-@functools.partial(jax.jit, static_argnames=("program",))
+@functools.cache
+def compiler_options(platform: str) -> dict[str, Any]:
+    """Options for programs of many small loops, of which a sampler's step consists.
+
+    On CPU, XLA's newer emitters of fused loops take half as long again to compile such programs, and the code is no
+    faster (`benchmarks/nuts.py`). A version of XLA that does not know the option does without.
+    """
+    if platform != "cpu":
+        return {}
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
+    except Exception:  # whatever a later XLA raises for an option it does not have
+        return {}
+    return options
+
+
+@functools.cache
+def compiled(function: Callable[..., Any], platform: str) -> Any:
+    """One of the programs below, for a platform; a carry that goes in is used up."""
+    donated = ("carry",) if "carry" in inspect.signature(function).parameters else ()
+    return jax.jit(
+        function, static_argnames="program", donate_argnames=donated, compiler_options=compiler_options(platform)
+    )
+
+
 def _init_sharded(program: Program, target: Any, key: Any, indices: Any, attempts: Any, positions: Any) -> Any:
     # Whether a state is a `Shared` shows when it is built, and the specs of what comes out depend on it.
     shared = isinstance(_state_shape(program, target, key, positions), core.Shared)
@@ -255,7 +284,6 @@ def _state_shape(program: Program, target: Any, key: Any, positions: Any) -> Any
     return jax.eval_shape(one, target, key, positions)
 
 
-@functools.partial(jax.jit, static_argnames=("program",), donate_argnames=("carry",))
 def _chunk_sharded(
     program: Program, target: Any, key: Any, indices: Any, carry: Carry, first: Any, count: Any, thin: Any, record: Any
 ) -> Any:
@@ -294,7 +322,8 @@ def init(
     Returns:
       the carry, (chain,) whether each chain's state is finite, and (chain,) its log density.
     """
-    return _init_sharded(program, target, key, indices, attempts, positions)
+    run = compiled(_init_sharded, program.mesh.devices.flat[0].platform)
+    return run(program, target, key, indices, attempts, positions)
 
 
 def chunk(
@@ -315,7 +344,8 @@ def chunk(
     """
     numbers = (np.int32(first), np.int32(count), np.int32(thin), np.bool_(record))
     if program.executor == "shard_map":
-        return _chunk_sharded(program, target, key, indices, carry, *numbers)
+        run = compiled(_chunk_sharded, program.mesh.devices.flat[0].platform)
+        return run(program, target, key, indices, carry, *numbers)
     devices = program.mesh.devices.size
     shared = isinstance(carry.state, core.Shared)
     chain_leaf = jax.tree.map(lambda x: bool(x.ndim), carry)

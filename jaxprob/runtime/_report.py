@@ -18,7 +18,7 @@ import numpy as np
 from jaxprob import analysis, core
 from jaxprob.runtime import _directory, _figures, _html
 from jaxprob.runtime._result import Result, load
-from jaxprob.runtime._store import array_paths, read_array
+from jaxprob.runtime._store import DiskArray, array_paths
 
 _DRAWS = 2000  # draws of a chain in a trace
 _VALUES = 4_000_000  # draws of all chains of one quantity that are read
@@ -262,8 +262,8 @@ def _predictive(folder: Path, arrays: Sequence[str]) -> _html.Section:
         if group != "observed_data" or f"posterior_predictive/{variable}" not in arrays:
             continue
         root = folder / _directory.DRAWS
-        observed = np.ravel(read_array(root / name)).astype(float)
-        predicted = read_array(root / "posterior_predictive" / variable)
+        observed = np.ravel(DiskArray(root / name)[...]).astype(float)
+        predicted = DiskArray(root / "posterior_predictive" / variable)[...]
         predicted = predicted.reshape(-1, *predicted.shape[2:])
         predicted = (
             predicted[:: max(1, -(-len(predicted) // _PREDICTED))].reshape(-1, max(observed.size, 1)).astype(float)
@@ -329,22 +329,15 @@ def _read(folder: Path, quantities: Sequence[_Quantity], rows: int, stride: int)
     found: dict[str, np.ndarray] = {}
     for variable in {q.variable for q in quantities}:
         members = [q for q in quantities if q.variable == variable]
-        array = _open(folder, f"posterior/{variable}")[:, :rows:stride]
+        array, every = DiskArray(folder / _directory.DRAWS / "posterior" / variable), slice(0, rows, stride)
         if members[0].element:
             # One index array for each trailing axis; they broadcast together into a last axis of quantities.
             elements = [list(axis) for axis in zip(*(q.element for q in members), strict=True)]
-            values = np.asarray(array[(slice(None), slice(None), *elements)].read().result())
+            values = array[(slice(None), every, *elements)]
         else:
-            values = np.asarray(array.read().result())[..., None]
+            values = array[:, every][..., None]
         found |= {q.name: np.asarray(values[..., i], float) for i, q in enumerate(members)}
     return {q.name: found[q.name] for q in quantities}
-
-
-def _open(folder: Path, name: str) -> Any:
-    import tensorstore
-
-    store = {"driver": "file", "path": str(folder / _directory.DRAWS / name)}
-    return tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True, read=True).result()
 
 
 def _shape(folder: Path, name: str) -> tuple[int, ...]:
@@ -352,7 +345,9 @@ def _shape(folder: Path, name: str) -> tuple[int, ...]:
 
 
 def _stat(folder: Path, arrays: Sequence[str], name: str) -> np.ndarray | None:
-    return read_array(folder / _directory.DRAWS / "sample_stats" / name) if f"sample_stats/{name}" in arrays else None
+    if f"sample_stats/{name}" not in arrays:
+        return None
+    return DiskArray(folder / _directory.DRAWS / "sample_stats" / name)[...]
 
 
 def _any_in_blocks(values: np.ndarray, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprob import analysis, core
 from jaxprob.runtime import _directory
-from jaxprob.runtime._store import DrawStore, MemoryStore, ZarrStore, array_paths, read_array, write_json
+from jaxprob.runtime._store import DiskArray, DrawStore, MemoryStore, ZarrStore, array_paths, write_json
 
 # ArviZ's names for the stats that have one there.
 _ARVIZ = {"num_steps": "n_steps", "log_density": "lp"}
@@ -54,9 +54,14 @@ class Result:
         """ "finished", or "stopped" for a run that a signal ended and that can be resumed."""
         return self.meta["status"]
 
+    @property
+    def _named(self) -> dict[str, Any]:
+        """Arrays by name, those on disk to be sliced: a long run's draws need not fit into memory."""
+        return {path.split("/", 1)[1]: self._store.open(path) for path in self._paths("posterior")}
+
     @functools.cached_property
     def _summary(self) -> analysis.Summary:
-        return analysis.summary(self.draws)
+        return analysis.summary(self._named)
 
     def summary(self) -> analysis.Summary:
         """Mean, sd, interval, bulk and tail effective sample size, R-hat and Monte Carlo error of each quantity."""
@@ -64,7 +69,7 @@ class Result:
 
     @functools.cached_property
     def _diagnosis(self) -> analysis.Diagnosis:
-        return analysis.diagnose(self.draws, self.stats, summary=self.summary())
+        return analysis.diagnose(self._named, self.stats, summary=self.summary())
 
     def diagnose(self) -> analysis.Diagnosis:
         """In plain words: what was found, what it means, what to try."""
@@ -114,12 +119,14 @@ class Result:
 
     def __repr__(self) -> str:
         where = f", {self.path}" if self.path else ""
-        rows = next((x.shape[1] for x in jax.tree.leaves(self.draws)), 0)
-        return f"Result({self.meta['chains']} chains x {rows} draws, {self.meta['algorithm']}, {self.status}{where})"
+        size = f"{self.meta['chains']} chains x {self._store.rows} draws"
+        return f"Result({size}, {self.meta['algorithm']}, {self.status}{where})"
 
     def _group(self, group: str) -> dict[str, np.ndarray]:
-        prefix = group + "/"
-        return {path[len(prefix) :]: self._store.read(path) for path in self._store.paths() if path.startswith(prefix)}
+        return {path.split("/", 1)[1]: self._store.read(path) for path in self._paths(group)}
+
+    def _paths(self, group: str) -> list[str]:
+        return [path for path in self._store.paths() if path.startswith(f"{group}/")]
 
 
 class _Reader(MemoryStore):
@@ -138,9 +145,12 @@ class _Reader(MemoryStore):
 
     def read(self, path: str) -> np.ndarray:
         """One array whole."""
-        if path.startswith(("posterior/", "sample_stats/")):
-            return read_array(self._root / path, 0, self.rows)
-        return read_array(self._root / path)
+        return self.open(path)[...]
+
+    def open(self, path: str) -> Any:
+        """One array to be sliced."""
+        draws = path.startswith(("posterior/", "sample_stats/"))
+        return DiskArray(self._root / path, self.rows if draws else None)
 
     def paths(self) -> list[str]:
         """The arrays there are."""

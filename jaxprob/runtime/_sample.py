@@ -395,7 +395,7 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
         assert folder is not None
         return load(folder)
     result = Result(job.store, result_meta, folder, plan.structure)
-    if folder is not None and status == "finished" and job.rows >= 4:
+    if folder is not None and status == "finished" and job.rows >= 4 and meta["leaves"]:
         result.save_texts()
     return _close(result, job.progress)
 

@@ -39,6 +39,10 @@ class DrawStore(Protocol):
         """One array whole, (chain, draw, ...)."""
         ...
 
+    def open(self, path: str) -> Any:
+        """One array to be sliced, which reads only what is asked for."""
+        ...
+
     def paths(self) -> list[str]:
         """The arrays there are."""
         ...
@@ -64,6 +68,10 @@ class MemoryStore:
         """One array whole, (chain, draw, ...)."""
         self._parts[path] = [np.concatenate(self._parts[path], axis=1)]
         return self._parts[path][0]
+
+    def open(self, path: str) -> np.ndarray:
+        """The array itself."""
+        return self.read(path)
 
     def paths(self) -> list[str]:
         """The arrays there are."""
@@ -125,8 +133,12 @@ class ZarrStore:
 
     def read(self, path: str) -> np.ndarray:
         """One array whole, (chain, draw, ...)."""
+        return self.open(path)[...]
+
+    def open(self, path: str) -> DiskArray:
+        """One array to be sliced, with the rows there are now."""
         self.flush()
-        return read_array(self.root / path)
+        return DiskArray(self.root / path)
 
     def paths(self) -> list[str]:
         """The arrays there are."""
@@ -177,17 +189,38 @@ class ZarrStore:
                 write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def read_array(folder: Path, start: int = 0, stop: int | None = None, step: int = 1) -> np.ndarray:
-    """Reads a Zarr array, or draws `start:stop:step` of it, whatever is written at the moment."""
-    import tensorstore as ts
+class DiskArray:
+    """A Zarr array (chain, draw, ...) of which slices are read, a Zarr chunk at a time.
 
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(Path(folder).resolve()) + "/"}}
-    array = ts.open(spec, open=True, read=True, write=False).result()
-    if (start, stop, step) == (0, None, 1) or array.ndim < 2:
-        return np.asarray(array.read().result())
-    return np.asarray(array[:, start : array.shape[1] if stop is None else min(stop, array.shape[1])].read().result())[
-        :, ::step
-    ]
+    Args:
+      folder: where it is.
+      rows: how many draws of it count; None for all there are.
+    """
+
+    def __init__(self, folder: Path, rows: int | None = None) -> None:
+        import tensorstore as ts
+
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(Path(folder).resolve()) + "/"}}
+        array = ts.open(spec, open=True, read=True, write=False).result()
+        self._array = array if rows is None or array.ndim < 2 else array[:, :rows]
+        self._rows_in_chunk = int(array.chunk_layout.read_chunk.shape[1]) if array.ndim > 1 else 1  # type: ignore[index]
+        self.shape: tuple[int, ...] = tuple(self._array.shape)
+        self.ndim = len(self.shape)
+        self.dtype = np.dtype(self._array.dtype.numpy_dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        wanted = self._array[index].translate_to[0]
+        if wanted.ndim < 2 or wanted.ndim != self.ndim:
+            return np.asarray(wanted.read().result())
+        # Asked for everything at once, tensorstore would hold all chunks until the last one is there.
+        draws = index[1] if isinstance(index, tuple) and len(index) > 1 else slice(None)
+        stride = draws.step if isinstance(draws, slice) and draws.step else 1
+        rows = max(1, self._rows_in_chunk // stride)
+        value = np.empty(wanted.shape, self.dtype)
+        for start in range(0, value.shape[1], rows):
+            stop = min(start + rows, value.shape[1])
+            value[:, start:stop] = wanted[:, start:stop].read().result()
+        return value
 
 
 def array_paths(root: Path) -> list[str]:

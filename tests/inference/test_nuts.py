@@ -132,14 +132,14 @@ def test_tree_is_that_of_the_recursion(dense, x64, rng):
     @jax.jit
     @jax.vmap
     def numbers(key):
-        draw_key, leaf_key = jax.random.split(key)
-        lowest = jnp.nextafter(jnp.asarray(-1.0), jnp.asarray(0.0))
-        uniforms = jax.random.uniform(draw_key, (size + 2 * LEVELS + 32,), minval=lowest, maxval=1.0)
+        words = jax.random.bits(key, (2 + size + 2 * LEVELS + 32,), jnp.uint64)
+        leaf_key = jax.random.wrap_key_data(words[:2].astype(jnp.uint32))
         bits = jax.random.bits(leaf_key, (2**LEVELS,), jnp.uint32)  # the n-th word of the stream is leaf n's
-        momentum = jnp.sqrt(2.0) * jax.scipy.special.erfinv(uniforms[:size])
+        uniforms = ((words[2:] >> 12).astype(float) + 0.5) * 2.0**-52
+        momentum = jnp.sqrt(2.0) * jax.scipy.special.erfinv(2 * uniforms[:size] - 1)
         directions, acceptances, early = jnp.split(uniforms[size:], (LEVELS, 2 * LEVELS))
         late = (bits[32:] >> 8).astype(float) * 2.0**-24
-        return momentum, directions > 0, (acceptances + 1) / 2, jnp.concatenate([(early + 1) / 2, late])
+        return momentum, directions > 0.5, acceptances, jnp.concatenate([early, late])
 
     states, infos = jax.tree.map(np.asarray, ours(keys(), positions, steps, masses))
     momenta, directions, acceptances, uniforms = jax.tree.map(np.asarray, numbers(keys()))

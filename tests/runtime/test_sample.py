@@ -125,9 +125,9 @@ def test_another_number_of_draws_compiles_nothing_new():
     target, initial = _targets.elementwise(2)
     options = {"initial": initial, "chains": 2, "algorithm": _targets.random_walk(target), "devices": 1}
     jaxprob.sample(target, KEY, draws=2000, **options)
-    before = _program._chunk_sharded._cache_size()
+    before = _program.compiled(_program._chunk_sharded, "cpu")._cache_size()
     jaxprob.sample(target, KEY, draws=3000, **options)
-    assert _program._chunk_sharded._cache_size() == before
+    assert _program.compiled(_program._chunk_sharded, "cpu")._cache_size() == before
 
 
 def test_positions_are_any_pytree():

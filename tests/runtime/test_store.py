@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxprob.runtime import MemoryStore, ZarrStore
-from jaxprob.runtime._store import read_array, write_json
+from jaxprob.runtime._store import DiskArray, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def test_readers_never_see_rows_that_are_not_there(tmp_path):
     shape = json.loads((tmp_path / "draws.zarr/posterior/theta/zarr.json").read_text())["shape"]
     assert shape == [3, 5, 2]
     np.testing.assert_array_equal(
-        read_array(tmp_path / "draws.zarr/posterior/theta"), np.moveaxis(rows(0, 5)["posterior/theta"], 0, 1)
+        DiskArray(tmp_path / "draws.zarr/posterior/theta")[...], np.moveaxis(rows(0, 5)["posterior/theta"], 0, 1)
     )
 
 
@@ -91,7 +91,7 @@ def test_part_of_an_array(tmp_path):
     store = ZarrStore(tmp_path / "draws.zarr", 4)
     store.append(rows(0, 20))
     store.flush()
-    part = read_array(tmp_path / "draws.zarr/posterior/count", 3, 17, 5)
+    part = DiskArray(tmp_path / "draws.zarr/posterior/count")[:, 3:17:5]
     np.testing.assert_array_equal(part, rows(0, 20)["posterior/count"].T[:, 3:17:5])
 
 
@@ -143,5 +143,5 @@ def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(tmp_path):
     assert "sample: out is" in lines[0]
     assert "The first 1000 draws are safe; make room and resume." in lines[0]
     np.testing.assert_array_equal(
-        read_array(tmp_path / "draws.zarr/posterior/x"), np.arange(20_000.0).reshape(1000, 20).T
+        DiskArray(tmp_path / "draws.zarr/posterior/x")[...], np.arange(20_000.0).reshape(1000, 20).T
     )

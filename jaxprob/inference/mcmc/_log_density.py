@@ -115,7 +115,8 @@ def _evaluate(compiled: Compiled, call: Callable[[list[Any], Any], Any], arrays:
     leaves, structure = jax.tree.flatten((arrays, position))
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jax.typeof, leaves))
     # A mesh may be read by the user's sharding constraints, and the precision by any matrix product.
-    around = jax.sharding.get_abstract_mesh(), jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    around = jax.sharding.get_abstract_mesh(), precision, jax.dtypes.canonicalize_dtype(np.float64)
     seen = structure, shapes, around
     if seen not in compiled:
 

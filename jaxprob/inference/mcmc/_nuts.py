@@ -157,14 +157,18 @@ def nuts(
 
 
 def _draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
-    # One call for all that is known beforehand: each call of the generator costs compile time.
-    draw_key, leaf_key = jax.random.split(key)
-    lowest = jnp.nextafter(jnp.asarray(-1, flat.dtype), jnp.asarray(0, flat.dtype))
+    # One call of the generator for all: each costs compile time. A key made of random bits is as good as a split one.
     parts = (flat.size, levels, levels, EARLY)
-    uniforms = jax.random.uniform(draw_key, (sum(parts),), flat.dtype, lowest, 1)
+    width = jnp.finfo(flat.dtype).bits
+    words = jax.random.key_data(key).size
+    bits = jax.random.bits(key, (sum(parts) + words,), f"uint{width}")
+    leaf_key = jax.random.wrap_key_data(bits[:words].astype("uint32"), impl=jax.random.key_impl(key))
+    # Halfway between neighbours: never 0 or 1, and symmetrical.
+    fraction = jnp.finfo(flat.dtype).nmant
+    uniforms = ((bits[words:] >> (width - fraction)).astype(flat.dtype) + 0.5) * 2.0**-fraction
     normal, forwards, acceptances, leaves = jnp.split(uniforms, np.cumsum(parts[:-1]))
-    momentum = jnp.asarray(math.sqrt(2), flat.dtype) * lax.erf_inv(normal)
-    return _Draws(momentum, forwards > 0, 0.5 * acceptances + 0.5, 0.5 * leaves + 0.5, leaf_key)
+    momentum = jnp.asarray(math.sqrt(2), flat.dtype) * lax.erf_inv(2 * normal - 1)
+    return _Draws(momentum, forwards > 0.5, acceptances, leaves, leaf_key)
 
 
 def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
