@@ -209,12 +209,17 @@ class DiskArray:
         self.dtype = np.dtype(self._array.dtype.numpy_dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        wanted = self._array[index].translate_to[0]
+        parts = () if index is Ellipsis else index if isinstance(index, tuple) else (index,)
+        # As in NumPy a slice may reach beyond the end.
+        parts = tuple(
+            slice(*part.indices(size)) if isinstance(part, slice) else part
+            for part, size in zip(parts, self.shape, strict=False)
+        )
+        wanted = self._array[parts].translate_to[0] if parts else self._array
         if wanted.ndim < 2 or wanted.ndim != self.ndim:
             return np.asarray(wanted.read().result())
         # Asked for everything at once, tensorstore would hold all chunks until the last one is there.
-        draws = index[1] if isinstance(index, tuple) and len(index) > 1 else slice(None)
-        stride = draws.step if isinstance(draws, slice) and draws.step else 1
+        stride = parts[1].step if len(parts) > 1 and isinstance(parts[1], slice) else 1
         rows = max(1, self._rows_in_chunk // stride)
         value = np.empty(wanted.shape, self.dtype)
         for start in range(0, value.shape[1], rows):
