@@ -225,7 +225,8 @@ def _divergences(run: Run) -> Iterator[Finding]:
         "There are regions, usually narrow ones, that the sampler cannot enter with this step size. The draws leave "
         "them out, and the results are biased in a way that more draws do not cure.",
         "Reparametrise first (for hierarchical models the non-centred form), or a stronger prior for scales. If "
-        "divergences are few: a target acceptance of 0.95 or 0.99, which makes the steps smaller.",
+        "divergences are few: a target acceptance of 0.95 or 0.99, which makes the steps smaller "
+        "(algorithm=partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95), or --target-acceptance).",
     )
 
 

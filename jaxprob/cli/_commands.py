@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -31,11 +32,14 @@ def sample(arguments: argparse.Namespace) -> int:
     target = _target.load(path, name)
     key = jax.random.key(arguments.seed)
     first = jax.process_index() == 0
+    kernel = getattr(mcmc, arguments.algorithm)
+    asked = {"target_acceptance": arguments.target_acceptance, "metric": arguments.metric}
+    tuning = {name: value for name, value in asked.items() if value is not None}
     result = runtime.sample(
         target.model,
         key,
         initial=target.initial,
-        algorithm=getattr(mcmc, arguments.algorithm),
+        algorithm=functools.partial(mcmc.warmup, kernel, **tuning) if tuning else kernel,
         chains=arguments.chains,
         warmup=arguments.warmup,
         draws=arguments.draws,

@@ -99,6 +99,13 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--thin", type=_positive, default=1, metavar="N", help="keep every N-th draw (default: 1)")
     run.add_argument("--keep", type=_names, metavar="A,B", help="names to keep (default: all)")
     run.add_argument("--algorithm", choices=("nuts", "hmc"), default="nuts", help="sampler (default: nuts)")
+    run.add_argument(
+        "--target-acceptance",
+        type=_fraction,
+        metavar="P",
+        help="acceptance that the step size is tuned for (default: 0.8)",
+    )
+    run.add_argument("--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: diagonal)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random key (default: 0)")
     run.add_argument(
         "--until",
@@ -180,6 +187,16 @@ def _positive(text: str) -> int:
     value = _natural(text)
     if value == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
     return value
 
 

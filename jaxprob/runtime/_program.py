@@ -326,6 +326,11 @@ def init(
     return run(program, target, key, indices, attempts, positions)
 
 
+def carry_shape(program: Program, target: Any, key: core.Key, indices: Any, positions: Any) -> Carry:
+    """What `init` makes, as shapes; nothing is compiled."""
+    return jax.eval_shape(functools.partial(_init_sharded, program), target, key, indices, indices, positions)[0]
+
+
 def chunk(
     program: Program,
     target: Any,

@@ -69,7 +69,7 @@ class Result:
 
     @functools.cached_property
     def _diagnosis(self) -> analysis.Diagnosis:
-        return analysis.diagnose(self._named, self.stats, summary=self.summary())
+        return analysis.diagnose(self._named, self.stats, summary=self.summary(), **self.meta.get("aims", {}))
 
     def diagnose(self) -> analysis.Diagnosis:
         """In plain words: what was found, what it means, what to try."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
 from jaxprob.runtime._result import Result, load, open_store
 from jaxprob.runtime._store import DrawStore, MemoryStore
-from jaxprob.runtime._target import AsGiven, Keep, WithWarmup, as_target, describe_algorithm, keeping
+from jaxprob.runtime._target import AsGiven, Keep, as_target, describe_algorithm, keeping, with_warmup
 from jaxprob.runtime._until import Until
 
 WARMUP = 1000
@@ -58,7 +57,8 @@ def sample(
       initial: where to start: a position that all chains share, or a function `key -> position`, called for each
         chain. A posterior finds its own starts, and also takes a dict of constrained values.
       algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
-        in the warm-up; or a ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
+        in the warm-up; `partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95, metric="dense")` for options of the
+        warm-up itself; or a ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
       chains: number of chains, over all devices.
       warmup: steps of tuning that are not kept; 1,000 for a factory, 0 for a ready algorithm.
       draws: draws kept of each chain (the most, if there is an `until`).
@@ -174,8 +174,8 @@ class _Plan:
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
         self.warmup = (0 if ready else WARMUP) if warmup is None else warmup
-        self.algorithm_name = describe_algorithm(algorithm)
-        self.build = AsGiven(algorithm) if ready else WithWarmup(algorithm, self.warmup)
+        self.build = AsGiven(algorithm) if ready else with_warmup(algorithm, self.warmup)
+        self.algorithm_name = describe_algorithm(self.build)
         self.positions = _positions(target, initial, key, chains)
         if self.positions is None:
             self.position_shape = jax.eval_shape(target.initial, key)
@@ -202,6 +202,7 @@ class _Plan:
             "versions": _directory.versions(),
             "seed": np.asarray(jax.random.key_data(self.key)).tolist(),
             "algorithm": self.algorithm_name,
+            "aims": getattr(self.build, "aims", {}),
             "chains": self.chains,
             "warmup": self.warmup,
             "draws": self.draws,
@@ -353,9 +354,7 @@ def _restore(job: Job, plan: _Plan, folder: Path) -> None:
         return
     mesh = job.program.mesh
     positions = plan.positions
-    shape = jax.eval_shape(
-        functools.partial(_program.init, job.program), plan.placed, plan.placed_key, job.indices, job.indices, positions
-    )[0]
+    shape = _program.carry_shape(job.program, plan.placed, plan.placed_key, job.indices, positions)
     specs = _program.carry_specs(shape)
     like = jax.tree.map(
         lambda spec, part: jax.tree.map(

@@ -203,7 +203,7 @@ class DiskArray:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(Path(folder).resolve()) + "/"}}
         array = ts.open(spec, open=True, read=True, write=False).result()
         self._array = array if rows is None or array.ndim < 2 else array[:, :rows]
-        self._rows_in_chunk = int(array.chunk_layout.read_chunk.shape[1]) if array.ndim > 1 else 1  # type: ignore[arg-type]
+        self._rows_in_chunk = int(array.chunk_layout.read_chunk.shape[1]) if array.ndim > 1 else 1  # type: ignore[arg-type, index]
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.ndim = len(self.shape)
         self.dtype = np.dtype(self._array.dtype.numpy_dtype)

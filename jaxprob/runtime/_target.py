@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,9 +94,15 @@ def keeping(target: Any, keep: Any, position: Any, function: str = "sample") -> 
 
 @dataclass(frozen=True)
 class WithWarmup:
-    """Builds a kernel that tunes itself for `warmup` steps and is frozen afterwards. Hashable."""
+    """Builds a kernel that tunes itself for `warmup` steps and is frozen afterwards. Hashable.
 
-    factory: Callable[..., core.Algorithm]
+    Attributes:
+      kernel: a factory such as `mcmc.nuts`.
+      warmup: steps that tune.
+      options: of the warm-up and of the kernel.
+    """
+
+    kernel: Callable[..., core.Algorithm]
     warmup: int
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -103,9 +110,46 @@ class WithWarmup:
         """The algorithm for a target."""
         from jaxprob.inference import mcmc
 
-        options = dict(self.options)
-        warm = mcmc.warmup(self.factory, target.log_density, num_steps=self.warmup, axis_name=axis_name, **options)
+        warm = mcmc.warmup(
+            self.kernel, target.log_density, num_steps=self.warmup, axis_name=axis_name, **dict(self.options)
+        )
         return core.Algorithm(warm.init, warm.step)
+
+    @property
+    def aims(self) -> dict[str, Any]:
+        """What a diagnosis should hold the run against."""
+        return {name: value for name, value in self.options if name in ("target_acceptance", "max_tree_depth")}
+
+
+def with_warmup(factory: Callable[..., Any], warmup: int) -> WithWarmup:
+    """The builder for `mcmc.nuts`, `partial(mcmc.nuts, max_tree_depth=8)`, `partial(mcmc.warmup, mcmc.nuts, ...)`.
+
+    A partial is taken apart: two that are written alike are the same program.
+    """
+    from jaxprob.inference import mcmc
+
+    function, arguments, options = _apart(factory)
+    if function is mcmc.warmup:
+        function, inner = (arguments[0], options) if arguments else (options.pop("kernel", mcmc.nuts), options)
+        function, arguments, options = _apart(function)
+        options |= inner
+    built = WithWarmup(function, warmup, tuple(sorted(options.items())))
+    if arguments or "num_steps" in options:
+        got = f"{describe_algorithm(built)} with {len(arguments)} arguments by place"
+        todo = "Set the length of the warm-up by sample(..., warmup=...)"
+        raise core.bad_value("sample", "algorithm", got, "a factory with its options by name", todo)
+    try:
+        hash(built)
+    except TypeError:
+        got, todo = describe_algorithm(built), "For arrays, write a function of the log density that calls the factory"
+        raise core.bad_value("sample", "algorithm", got, "options that are numbers or strings", todo) from None
+    return built
+
+
+def _apart(factory: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    if isinstance(factory, functools.partial):
+        return factory.func, factory.args, dict(factory.keywords)
+    return factory, (), {}
 
 
 @dataclass(frozen=True)
@@ -121,10 +165,11 @@ class AsGiven:
 
 def describe_algorithm(algorithm: Any) -> str:
     """A short name for messages and `meta.json`: "nuts", "nuts(max_tree_depth=8)", "algorithm of blackjax"."""
-    keywords = getattr(algorithm, "keywords", None)
-    if keywords is not None:
-        inside = ", ".join(f"{name}={core.describe(value)}" for name, value in sorted(keywords.items()))
-        return f"{describe_algorithm(algorithm.func)}({inside})"
+    if isinstance(algorithm, WithWarmup):
+        options = ", ".join(f"{name}={core.describe(value)}" for name, value in algorithm.options)
+        return describe_algorithm(algorithm.kernel) + (f"({options})" if options else "")
+    if isinstance(algorithm, AsGiven):
+        return describe_algorithm(algorithm.algorithm)
     if hasattr(algorithm, "step") and hasattr(algorithm, "init"):
         return f"an algorithm of {getattr(algorithm.step, '__module__', 'unknown').split('.')[0]}"
     return getattr(algorithm, "__name__", type(algorithm).__name__)

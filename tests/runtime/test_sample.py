@@ -340,6 +340,21 @@ def test_options_of_a_kernel_go_by_partial():
     result = jaxprob.sample(target, KEY, initial=initial, algorithm=factory, chains=2, warmup=20, draws=20, devices=1)
     assert result.stats["tree_depth"].max() <= 2
     assert result.meta["algorithm"] == "nuts(max_tree_depth=2)"
+    assert "the largest tree depth, 2." in str(result.diagnose())
+
+
+def test_options_of_the_warmup_go_by_partial():
+    target, initial = _targets.elementwise(2)
+    options = {"initial": initial, "chains": 2, "warmup": 200, "draws": 100, "devices": 1}
+    factory = functools.partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.97, metric="dense", max_tree_depth=5)
+    result = jaxprob.sample(target, KEY, algorithm=factory, **options)
+    assert result.meta["algorithm"] == "nuts(max_tree_depth=5, metric='dense', target_acceptance=0.97)"
+    usual = jaxprob.sample(target, KEY, **options)
+    assert result.stats["step_size"][0, 0] < 0.7 * usual.stats["step_size"][0, 0]
+    with pytest.raises(ValueError, match=r"sample: algorithm is nuts\(num_steps=3\)"):
+        jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.warmup, mcmc.nuts, num_steps=3), **options)
+    with pytest.raises(ValueError, match="options that are numbers or strings"):
+        jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.nuts, inverse_mass_matrix=np.ones(2)), **options)
 
 
 def test_legacy_keys_are_accepted():
