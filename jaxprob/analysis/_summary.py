@@ -23,10 +23,10 @@ from jaxprob.analysis import _chains as chains
 from jaxprob.analysis import _mcse as mcse
 
 _MAX_ROWS = 60
-_BLOCK = 2**20
+_BLOCK = 2**19
 """Draws handled at a time, all quantities together: the working memory is some hundred bytes for each."""
 
-_PANEL_BYTES = 128 * 2**20
+_PANEL_BYTES = 64 * 2**20
 """What is read at a time of an array on disk."""
 
 _COLUMNS = ("mean", "sd", "eti_lo", "eti_hi", "ess_bulk", "ess_tail", "r_hat", "mcse_mean", "mcse_sd")

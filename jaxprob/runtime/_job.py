@@ -88,6 +88,9 @@ class Job:
         """
         began = saved = time.monotonic()
         rate, ended = 0.0, "finished"
+        # Statistics over all chains are computed by all processes together, though only the first may have someone to
+        # tell: they agree beforehand, or some would wait for the others for ever.
+        self._watched = bool(_from_first(int(self.until is not None or self.progress is not None)))
         with StopSignals() as signals:
             while self.step < self.total:
                 count = self._next_count(rate)
@@ -143,6 +146,7 @@ class Job:
         return self._last_count
 
     _last_count: int = FIRST_CHUNK
+    _watched: bool = False
 
     def _due(self, saved: float) -> bool:
         return self.checkpoints is not None and time.monotonic() - saved >= self.checkpoint_every
@@ -157,7 +161,7 @@ class Job:
         return (1 if signal else 2 if met else 0), due
 
     def _status(self, seconds: float) -> Status:
-        if self.rows < 4 or (self.until is None and self.progress is None):
+        if self.rows < 4 or not self._watched:
             return Status(seconds, self.rows)
         ess, r_hat = (float(x) for x in fetch(_worst(self.program.mesh)(self.carry.moments)))
         return Status(seconds, self.rows, ess, r_hat)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -390,6 +391,8 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
         if ended.startswith("until"):
             result_meta["draws"] = job.rows
         _write_meta(folder, meta, **result_meta)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("what the first process wrote can be read")
     if job.store is None:
         assert folder is not None
         return load(folder)

@@ -20,8 +20,7 @@ def both(out, *arguments):
     return [worker(out, *common, "--process", process) for process in range(2)]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(300)
 def test_two_processes_give_the_draws_of_one(tmp_path):
     for process in both(tmp_path / "two"):
         finish(process)
@@ -32,8 +31,7 @@ def test_two_processes_give_the_draws_of_one(tmp_path):
     assert meta["mesh"]["chains"] == 4
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(300)
 def test_two_processes_are_resumed_by_one(tmp_path):
     processes = both(tmp_path / "run")
     for line in processes[0].stdout:
