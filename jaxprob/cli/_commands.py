@@ -254,9 +254,9 @@ def _head(summary: Any) -> str:
 
 
 def _shortest(path: Path) -> str:
-    """A path as a person would type it here."""
-    path = Path(path).resolve()
-    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)
+    from jaxprob.runtime import _directory
+
+    return _directory.shown(path)
 
 
 def _cores() -> int:

@@ -36,6 +36,12 @@ _PACKAGES = ("jaxprob", "jax", "jaxlib", "numpy", "orbax-checkpoint", "tensorsto
 _FIXED = ("seed", "chains", "warmup", "thin", "algorithm", "x64", "leaves", "data")
 
 
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative to the working directory where it lies inside that."""
+    path, here = Path(path).resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path != here and here in path.parents else str(path)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}

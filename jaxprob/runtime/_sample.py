@@ -234,7 +234,7 @@ class _Plan:
             "draws": self.draws,
             "devices": devices,
             "algorithm": self.algorithm_name,
-            "out": None if folder is None else str(folder),
+            "out": None if folder is None else _directory.shown(folder),
         }
 
     def job(self, keep: Keep, capacity: int) -> Job:
@@ -404,7 +404,7 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
 
 def _close(result: Result, progress: Any) -> Result:
     if progress is not None:
-        where = f" in {result.path}" if result.path else ""
+        where = f" in {_directory.shown(result.path)}" if result.path else ""
         progress.finish(f"{result.meta.get('ended', result.status)}: {result.meta['chains']} chains{where}")
     return result
 
