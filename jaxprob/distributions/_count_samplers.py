@@ -119,6 +119,17 @@ def _uniform(key: core.Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, minval=float(jnp.finfo(dtype).tiny))
 
 
+def _none(key: core.Key, *arrays: jax.Array) -> jax.Array:
+    """False for each entry of the arrays, made from them and the key.
+
+    A loop that begins with it has a carry that, under `shard_map`, varies over the mesh wherever one of them does.
+    """
+    none = jnp.sum(jax.random.key_data(key)) < 0  # of unsigned integers
+    for array in arrays:
+        none = none & (array == array)
+    return none
+
+
 def _arrivals(
     key: core.Key, horizon: jax.Array, gap: Callable[[jax.Array], jax.Array], closed: bool = False
 ) -> jax.Array:
@@ -133,7 +144,8 @@ def _arrivals(
         time = jnp.where(before(time), time + gap(_uniform(sub, time.shape, time.dtype)), time)
         return key, time, count + before(time).astype(int)
 
-    start = (key, jnp.zeros_like(horizon), jnp.zeros(horizon.shape, int))
+    none = _none(key, horizon)
+    start = (key, none.astype(horizon.dtype), none.astype(int))
     return jax.lax.while_loop(lambda carry: jnp.any(before(carry[1])), advance, start)[2]
 
 
@@ -177,7 +189,8 @@ def _rejection(
         count = jnp.where(accepted & ~done, base + jnp.where(inside, offset, 0.0).astype(int), count)
         return key, count, done | accepted
 
-    start = (key, jnp.zeros(mean.shape, int), ~wanted)
+    none = _none(key, mean)
+    start = (key, none.astype(int), ~wanted | none)
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), trial, start)[1]
 
 
@@ -203,5 +216,6 @@ def multinomial(key: core.Key, total: jax.Array, probs: jax.Array, shape: tuple[
         return remaining - count, count
 
     start = jnp.broadcast_to(total, shape).astype(int)
+    start = start + _none(key, start, probs[..., 0]).astype(int)
     _, counts = jax.lax.scan(draw, start, (jnp.arange(size), p, q))
     return jnp.moveaxis(counts, 0, -1)

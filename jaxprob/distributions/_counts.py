@@ -233,7 +233,9 @@ def first_integer(
       high: floating, broadcasts to `shape`; the answer where no smaller number has been reached.
     """
     top = broadcast_to(jnp.asarray(_largest(dtype), dtype) if high is None else high, shape)
-    bottom = broadcast_to(low, shape) - 1
+    # Zero, made from what `reached` is made of, so that under `shard_map` the carry varies wherever that does.
+    zero = (reached(top) & False).astype(dtype)
+    bottom, top = broadcast_to(low, shape) - 1 + zero, top + zero
 
     def halve(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         bottom, top = carry

@@ -126,13 +126,16 @@ def test_draws_inside_shard_map(varying):
     def draw(x, key):
         key = jax.random.fold_in(key, jax.lax.axis_index("chain"))
         x = jnp.full(2, 2.0) if varying == "key" else x
-        keys = jax.random.split(key, 3)
-        made = (d.VonMises(0.0, x), d.Gamma(x, 1.0), d.StudentT(x))
-        return jnp.stack([dist.sample(k) for dist, k in zip(made, keys, strict=True)], axis=-1)
+        made = (d.VonMises(0.0, x), d.Gamma(x, 1.0), d.StudentT(x), d.Poisson(x), d.Poisson(9e6 * x))
+        made += (d.Binomial(10**6, x / 9), d.NegativeBinomial(1e6 * x, 2.0), d.Truncated(d.Poisson(1e6 * x), 1e5, None))
+        keys = jax.random.split(key, len(made) + 1)
+        draws = [dist.sample(k).astype(float) for dist, k in zip(made, keys[1:], strict=True)]
+        counts = d.Multinomial(10**6, probs=jnp.stack([x / 9, 1 - x / 9], -1)).sample(keys[0])[..., 0]
+        return jnp.stack([*draws, counts.astype(float)], axis=-1)
 
     draws = draw(jnp.array([0.5, 2.0, 3.0, 4.0]), jax.random.key(0))
-    assert draws.shape == (4, 3)
-    assert np.unique(draws).size == 12
+    assert draws.shape == (4, 9)
+    assert np.unique(np.delete(draws, 3, axis=1)).size == 4 * 8
 
 
 def test_checkpoint(tmp_path):
