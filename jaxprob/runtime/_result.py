@@ -129,12 +129,12 @@ class Result:
         return [path for path in self._store.paths() if path.startswith(f"{group}/")]
 
 
-class _Reader(MemoryStore):
+class Reader(MemoryStore):
     """The arrays of a run directory as they were when it was opened; the run may go on meanwhile."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._root = root
+        self._root = root = folder / _directory.DRAWS
         lengths = [
             json.loads((root / path / "zarr.json").read_text())["shape"][1]
             for path in array_paths(root)
@@ -167,7 +167,7 @@ def load(path: str | Path) -> Result:
       ValueError: if `path` is not a run directory.
     """
     path = Path(path).resolve()
-    return Result(_Reader(path / _directory.DRAWS), _directory.read_meta(path), path)
+    return Result(Reader(path), _directory.read_meta(path), path)
 
 
 def open_store(path: Path, capacity: int, rows: int) -> ZarrStore:

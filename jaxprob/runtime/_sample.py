@@ -20,7 +20,7 @@ from jaxprob import core
 from jaxprob.runtime import _checkpoint, _directory, _predict, _program
 from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
-from jaxprob.runtime._result import Result, load, open_store
+from jaxprob.runtime._result import Reader, Result, load, open_store
 from jaxprob.runtime._store import DrawStore, MemoryStore
 from jaxprob.runtime._target import AsGiven, Keep, as_target, describe_algorithm, keeping, with_warmup
 from jaxprob.runtime._until import Until
@@ -393,11 +393,11 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
         _write_meta(folder, meta, **result_meta)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("what the first process wrote can be read")
-    if job.store is None:
-        assert folder is not None
-        return load(folder)
-    result = Result(job.store, result_meta, folder, plan.structure)
-    if folder is not None and status == "finished" and job.rows >= 4 and meta["leaves"]:
+    if folder is None:
+        assert job.store is not None
+        return _close(Result(job.store, result_meta, None, plan.structure), job.progress)
+    result = Result(Reader(folder), result_meta, folder, plan.structure)
+    if job.store is not None and status == "finished" and job.rows >= 4 and meta["leaves"]:
         result.save_texts()
     return _close(result, job.progress)
 

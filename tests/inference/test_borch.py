@@ -21,7 +21,7 @@ def long_chains(log_density, start, *, warmup, draws, chains=4):
     """Draws (chain, draw, ...) of NumPyro's NUTS."""
     from numpyro.infer import MCMC, NUTS
 
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         mcmc = MCMC(
             NUTS(potential_fn=lambda q: -log_density(q)),
             num_warmup=warmup,
