@@ -7,12 +7,15 @@ any number of devices the additions are spelled out.
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
 
 def ordered_sum(values: jax.Array) -> jax.Array:
-    """The sum over the leading axis, halves added elementwise until one row is left.
+    """The sum over the leading axis, halves added elementwise until one row is left, and odd rows after that.
 
     Args:
       values: (n, ...).
@@ -25,10 +28,12 @@ def ordered_sum(values: jax.Array) -> jax.Array:
     """
     if values.shape[0] == 0:
         return jnp.zeros(values.shape[1:], values.dtype)
+    odd = []
     while values.shape[0] > 1:
         half = values.shape[0] // 2
-        values = jnp.concatenate([values[:half] + values[half : 2 * half], values[2 * half :]])
-    return values[0]
+        odd += [values[-1]] * (values.shape[0] % 2)
+        values = values[:half] + values[half : 2 * half]
+    return functools.reduce(operator.add, odd, values[0])
 
 
 def ordered_dot(x: jax.Array, y: jax.Array) -> jax.Array:

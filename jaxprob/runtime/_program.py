@@ -149,6 +149,8 @@ def _init_local(
         )
         return state, draw_vector(draw), finite, getattr(_chain(state), "log_density", jnp.zeros(()))
 
+    # Jitted, so that finding the shape of a state and mapping over chains trace `one` once between them.
+    one = jax.jit(one)
     shape = jax.eval_shape(one, indices[0], attempts[0], jax.tree.map(lambda x: x[0], positions))[0]
     return jax.vmap(one, in_axes=(0, 0, 0), out_axes=(_state_axes(shape), 0, 0, 0), axis_name=LOCAL)(
         indices, attempts, positions
@@ -249,7 +251,9 @@ def compiled(function: Callable[..., Any], platform: str) -> Any:
 
 def _init_sharded(program: Program, target: Any, key: Any, indices: Any, attempts: Any, positions: Any) -> Any:
     # Whether a state is a `Shared` shows when it is built, and the specs of what comes out depend on it.
-    shared = isinstance(_state_shape(program, target, key, positions), core.Shared)
+    shared = getattr(program.build, "shared", None)
+    if shared is None:
+        shared = isinstance(_state_shape(program, target, key, positions), core.Shared)
     state_spec: Any = core.Shared(P(CHAINS), P()) if shared else P(CHAINS)
     state, vectors, finite, log_density = jax.shard_map(
         functools.partial(_init_local, program),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -100,8 +100,10 @@ class WithWarmup:
       kernel: a factory such as `mcmc.nuts`.
       warmup: steps that tune.
       options: of the warm-up and of the kernel.
+      shared: what its state is known to be, a `core.Shared`.
     """
 
+    shared: ClassVar[bool] = True
     kernel: Callable[..., core.Algorithm]
     warmup: int
     options: tuple[tuple[str, Any], ...] = ()

@@ -72,7 +72,7 @@ class _Draws(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """A tree of neighbouring leaves, as far as U-turns go; in a stack each has a leading axis of levels."""
+    """A tree of neighbouring leaves, as far as U-turns go."""
 
     first: jax.Array  # (size,), momentum of the leaf where it began
     last: jax.Array  # (size,), momentum of the latest leaf
@@ -83,8 +83,8 @@ class _Trajectory(NamedTuple):
     """The carry of the loop over leaves."""
 
     leaves: jax.Array  # (), so far, the initial point included; the same for all chains under vmap
-    ends: tuple[jax.Array, ...]  # (2, size) each: position, momentum, force; the earliest leaf and the latest
-    stack: _Span  # (levels, size) each: the tree that waits at each level
+    ends: jax.Array  # (2, 3, size): the earliest leaf and the latest; position, momentum, force
+    stack: jax.Array  # (levels, 3, size): the tree that waits at each level, a `_Span`
     tree: _Choice  # among the leaves of completed doublings
     subtree: _Choice  # among the leaves of the doubling under way
     acceptance: jax.Array  # (), summed over leaves
@@ -187,14 +187,14 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
     dtype, levels = flat.dtype, draws.forwards.size
     initial = hamiltonian.energy(start)
     flips = draws.forwards != jnp.roll(draws.forwards, -1)
-    latest = jnp.expand_dims(jnp.arange(2) == 1, 1)
+    latest = jnp.arange(2).reshape(2, 1, 1) == 1
 
     def leaf(carry: _Trajectory) -> _Trajectory:
         depth = 31 - lax.clz(carry.leaves)
         forward = _row(draws.forwards, depth)
-        position, momentum, force = (jnp.where(forward, end[1], end[0]) for end in carry.ends)
+        position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
         origin = Point(position, momentum, force, force, initial)
-        point = hamiltonian.leapfrog(flat, metric, origin, jnp.where(forward, step_size, -step_size))
+        point = hamiltonian.leapfrog(flat, metric, origin, lax.select(forward, step_size, -step_size))
         energy = hamiltonian.energy(point)
         weight, rate, diverging = hamiltonian.compare(initial, energy)
 
@@ -209,8 +209,7 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
 
         def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
             level, node, turned = loop
-            waiting = jax.tree.map(lambda rows: _row(rows, level), carry.stack)
-            node, turns = _merge(waiting, node)
+            node, turns = _merge(_Span(*_row(carry.stack, level)), node)
             return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
 
         node = _Span(point.momentum, point.momentum, point.momentum)
@@ -230,15 +229,13 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
         # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
         # its density is evaluated at points where it has been evaluated already.
         flip = full & _row(flips, depth)
-        node = _Span(jnp.where(flip, node.last, node.first), jnp.where(flip, node.first, node.last), node.total)
+        node = _Span(lax.select(flip, node.last, node.first), lax.select(flip, node.first, node.last), node.total)
         moves = (latest == forward) & carry.active
-        new = (point.position, point.momentum, point.force)
+        new = jnp.stack([point.position, point.momentum, point.force])
         return _Trajectory(
             leaves=carry.leaves + 1,
-            ends=tuple(jnp.where(moves, jnp.expand_dims(x, 0), end) for x, end in zip(new, carry.ends, strict=True)),
-            stack=jax.tree.map(
-                lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, level, 0), carry.stack, node
-            ),
+            ends=jnp.where(moves, jnp.expand_dims(new, 0), carry.ends),
+            stack=lax.dynamic_update_index_in_dim(carry.stack, jnp.stack(node), level, 0),
             tree=tree,
             subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
             acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
@@ -248,19 +245,23 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
             active=carry.active & (turned == levels),
         )
 
-    rows = jnp.broadcast_to(start.momentum, (levels, flat.size))
-    choice = _Choice(start.position, start.gradient, start.log_density, initial, jnp.zeros((), dtype))
+    # Made from what differs between chains: `vmap` finds out which parts of a carry differ by going through the loop
+    # again and again, and goes through this one once.
+    no = (initial == initial) & False
+    none, zero = no.astype(jnp.int32), no.astype(dtype)
+    ends = jnp.stack([start.position, start.momentum, start.force])
+    choice = _Choice(start.position, start.gradient, start.log_density, initial, zero)
     carry = _Trajectory(
         leaves=jnp.int32(1),
-        ends=tuple(jnp.broadcast_to(x, (2, flat.size)) for x in (start.position, start.momentum, start.force)),
-        stack=_Span(rows, rows, rows),
+        ends=jnp.broadcast_to(ends, (2, 3, flat.size)),
+        stack=jnp.broadcast_to(start.momentum, (levels, 3, flat.size)),
         tree=choice,
-        subtree=choice._replace(log_weight=jnp.full((), -jnp.inf, dtype)),
-        acceptance=jnp.zeros((), dtype),
-        num_steps=jnp.int32(0),
-        depth=jnp.int32(0),
-        diverging=jnp.bool_(False),
-        active=jnp.bool_(True),
+        subtree=choice._replace(log_weight=zero - jnp.inf),
+        acceptance=zero,
+        num_steps=none,
+        depth=none,
+        diverging=no,
+        active=~no,
     )
     return lax.while_loop(lambda c: (c.leaves < (1 << limit)) & _any(c.active), leaf, carry)
 
@@ -285,7 +286,7 @@ def _row(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _choose(which: jax.Array, new: _Choice, old: _Choice) -> _Choice:
-    return jax.tree.map(lambda a, b: jnp.where(which, a, b), new, old)
+    return jax.tree.map(lambda a, b: lax.select(which, a, b), new, old)
 
 
 @custom_vmap

@@ -217,7 +217,7 @@ def warmup(
         inside = (transitions > plan.start) & (transitions <= plan.stop)
         position = core.ravel(chain.position)[0].astype(chain.moments.mean.dtype)
         added = welford.update(chain.moments, position)
-        moments = jax.tree.map(lambda new, old: jnp.where(inside, new, old), added, chain.moments)
+        moments = jax.tree.map(lambda new, old: lax.select(inside, new, old), added, chain.moments)
         moments, shared = lax.cond(
             inside & (transitions == shared.window_end), learn, lambda *same: same, moments, shared
         )
