@@ -31,7 +31,7 @@ folder = Path(tempfile.mkdtemp())
 
 def log_density(x):
     """A banana in two dimensions: anything that maps a position to a number can be sampled."""
-    return -0.5 * x[0] ** 2 - 2.0 * (x[1] - x[0] ** 2) ** 2
+    return -0.5 * x[0] ** 2 - 0.5 * (x[1] - x[0] ** 2 / 2) ** 2
 
 
 start = jnp.zeros(2)
@@ -39,18 +39,18 @@ start = jnp.zeros(2)
 # %% [markdown]
 # ## A run with a folder
 #
-# Here a rule ends the run after a second of sampling; a signal or a crash would do no other harm. Calling again with
+# Here a rule ends the run early, when the smallest effective sample size is 1,000; a signal or a crash would do no
+# other harm. Calling again with
 # `resume=True` goes on from there.
 
 # %%
 options = dict(initial=start, chains=4, draws=20_000, out=folder / "banana")
 first = jaxprob.sample(log_density, jax.random.key(0), until=runtime.effective_sample_size(1000), **options)
-print(first)
-print("ended by", first.meta["ended"])
+print("ended by", first.meta["ended"], "after", first.stats["diverging"].shape[1], "draws of each chain")
 
 # %%
 whole = jaxprob.sample(log_density, jax.random.key(0), resume=True, **options)
-print(whole)
+print(whole.status, "with", whole.draws.shape)
 
 # %% [markdown]
 # The same run in one piece, in memory: every bit is the same.
