@@ -40,8 +40,7 @@ start = jnp.zeros(2)
 # ## A run with a folder
 #
 # Here a rule ends the run early, when the smallest effective sample size is 1,000; a signal or a crash would do no
-# other harm. Calling again with
-# `resume=True` goes on from there.
+# other harm. Calling again with `resume=True` goes on from there.
 
 # %%
 options = dict(initial=start, chains=4, draws=20_000, out=folder / "banana")
@@ -61,7 +60,8 @@ print("equal:", np.array_equal(whole.draws, uninterrupted.draws))
 print(whole.summary())
 
 # %% [markdown]
-# The folder can be read at any time, by `runtime.load`, xarray or zarr, also while the run goes on.
+# The folder can be read at any time, by `runtime.load`, xarray or zarr, also while the run goes on. (The diagnosis has
+# something to say: far out in the tails this density is too curved for the step size.)
 
 # %%
 print(sorted(path.name for path in (folder / "banana").iterdir()))
