@@ -120,13 +120,14 @@ def _uniform(key: core.Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def _none(key: core.Key, *arrays: jax.Array) -> jax.Array:
-    """False for each entry of the arrays, made from them and the key.
+    """False for each entry of the arrays, which broadcast, made from them and the key.
 
     A loop that begins with it has a carry that, under `shard_map`, varies over the mesh wherever one of them does.
     """
-    none = jnp.sum(jax.random.key_data(key)) < 0  # of unsigned integers
+    shape = jnp.broadcast_shapes(*(array.shape for array in arrays))
+    none = jnp.broadcast_to(jnp.sum(jax.random.key_data(key)) < 0, shape)  # of unsigned integers
     for array in arrays:
-        none = none & (array == array)
+        none = none & jnp.broadcast_to(array == array, shape)
     return none
 
 
