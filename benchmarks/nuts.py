@@ -2,9 +2,9 @@
 
 Each sampler runs each target in a process of its own, in turn (ours, BlackJAX, NumPyro, ours, ...), several times: 4
 chains, 1,000 steps of warm-up and 1,000 draws with the documented defaults of each, in float32 on this device.
-Compile seconds are what the first call takes beyond the second in the same process (tracing included); run seconds are
-those of the second call, warm-up and sampling together. Effective samples are the smallest bulk ESS over the
-parameters, by one and the same function for all.
+Compile seconds are what the first call takes beyond the second in the same process (tracing included, imports and the
+making of starts not); run seconds are those of the second call, warm-up and sampling together. Effective samples are
+the smallest bulk ESS over the parameters, by one and the same function for all.
 
     python benchmarks/nuts.py [--repeats 3] [--targets eight_schools,...] [--out benchmarks/results/nuts.json]
 """

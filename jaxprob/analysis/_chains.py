@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from jax import lax
 from jax.scipy.special import ndtri
 
 from jaxprob import core
-
-_Triple: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 MIN_DRAWS = 4
 """Fewer draws than this in a chain cannot be split into halves that have a variance."""
@@ -208,17 +206,11 @@ def ess(x: jax.Array) -> jax.Array:
     correlation = 1 - (within - covariance[: 2 * last + 2]) / total
     even, odd = correlation[0::2].at[0].set(1), correlation[1::2]
 
-    def add(carry: _Triple, pair: _Triple) -> tuple[_Triple, None]:
-        tau, smallest, going = carry
-        even, odd, is_last = pair
-        smallest = jnp.minimum(smallest, even + odd)
-        ends = (even + odd <= 0) | is_last
-        remainder = jnp.where((even > 0) | (even + odd >= 0), even, 0)
-        tau = jnp.where(going, tau + jnp.where(ends, remainder, 2 * smallest), tau)
-        return (tau, smallest, going & ~ends), None
-
-    start = (jnp.full_like(total, -1), jnp.full_like(total, jnp.inf), jnp.ones_like(total, bool))
-    (tau, _, _), _ = lax.scan(add, start, (even, odd, jnp.arange(last + 1) == last))
+    pairs = even + odd
+    index = jnp.arange(last + 1)
+    end = jnp.argmax((pairs <= 0) | (index == last))  # the first pair that is not counted whole
+    remainder = jnp.where((even > 0) | (pairs >= 0), even, 0)[end]
+    tau = 2 * jnp.sum(jnp.where(index < end, lax.cummin(pairs), 0)) + remainder - 1
     size = chains * draws
     result = size / jnp.maximum(tau, 1 / math.log10(size))
     return jnp.where(total > 0, result, jnp.nan)

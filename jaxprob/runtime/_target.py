@@ -99,28 +99,30 @@ class WithWarmup:
     Attributes:
       kernel: a factory such as `mcmc.nuts`.
       warmup: steps that tune.
-      options: of the warm-up and of the kernel.
+      kernel_options: of the kernel, by name.
+      options: of the warm-up, by name; what it does not know itself goes to the kernel.
       shared: what its state is known to be, a `core.Shared`.
     """
 
     shared: ClassVar[bool] = True
     kernel: Callable[..., core.Algorithm]
     warmup: int
+    kernel_options: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, target: Any, axis_name: Any) -> core.Algorithm:
         """The algorithm for a target."""
         from jaxprob.inference import mcmc
 
-        warm = mcmc.warmup(
-            self.kernel, target.log_density, num_steps=self.warmup, axis_name=axis_name, **dict(self.options)
-        )
+        kernel = functools.partial(self.kernel, **dict(self.kernel_options))
+        warm = mcmc.warmup(kernel, target.log_density, num_steps=self.warmup, axis_name=axis_name, **dict(self.options))
         return core.Algorithm(warm.init, warm.step)
 
     @property
     def aims(self) -> dict[str, Any]:
         """What a diagnosis should hold the run against."""
-        return {name: value for name, value in self.options if name in ("target_acceptance", "max_tree_depth")}
+        known = ("target_acceptance", "max_tree_depth")
+        return {name: value for name, value in self.kernel_options + self.options if name in known}
 
 
 def with_warmup(factory: Callable[..., Any], warmup: int) -> WithWarmup:
@@ -130,16 +132,22 @@ def with_warmup(factory: Callable[..., Any], warmup: int) -> WithWarmup:
     """
     from jaxprob.inference import mcmc
 
-    function, arguments, options = _apart(factory)
-    if function is mcmc.warmup:
-        function, inner = (arguments[0], options) if arguments else (options.pop("kernel", mcmc.nuts), options)
-        function, arguments, options = _apart(function)
-        options |= inner
-    built = WithWarmup(function, warmup, tuple(sorted(options.items())))
+    kernel, arguments, kernel_options = _apart(factory)
+    options: dict[str, Any] = {}
+    if kernel is mcmc.warmup:
+        options = kernel_options
+        kernel = arguments[0] if arguments else options.pop("kernel", mcmc.nuts)
+        kernel, arguments, kernel_options = _apart(kernel)
+    built = WithWarmup(kernel, warmup, tuple(sorted(kernel_options.items())), tuple(sorted(options.items())))
     if arguments or "num_steps" in options:
         got = f"{describe_algorithm(built)} with {len(arguments)} arguments by place"
         todo = "Set the length of the warm-up by sample(..., warmup=...)"
         raise core.bad_value("sample", "algorithm", got, "a factory with its options by name", todo)
+    tuned = sorted({"step_size", "inverse_mass_matrix"} & {*kernel_options, *options})
+    if tuned:
+        todo = "Begin elsewhere with partial(mcmc.warmup, mcmc.nuts, initial_step_size=...), or pass a ready algorithm"
+        got = f"{describe_algorithm(built)}, which fixes {' and '.join(tuned)}"
+        raise core.bad_value("sample", "algorithm", got, "a factory whose step size and metric are tuned", todo)
     try:
         hash(built)
     except TypeError:
@@ -168,7 +176,9 @@ class AsGiven:
 def describe_algorithm(algorithm: Any) -> str:
     """A short name for messages and `meta.json`: "nuts", "nuts(max_tree_depth=8)", "algorithm of blackjax"."""
     if isinstance(algorithm, WithWarmup):
-        options = ", ".join(f"{name}={core.describe(value)}" for name, value in algorithm.options)
+        options = ", ".join(
+            f"{name}={core.describe(value)}" for name, value in algorithm.kernel_options + algorithm.options
+        )
         return describe_algorithm(algorithm.kernel) + (f"({options})" if options else "")
     if isinstance(algorithm, AsGiven):
         return describe_algorithm(algorithm.algorithm)

@@ -349,12 +349,15 @@ def test_options_of_the_warmup_go_by_partial():
     factory = functools.partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.97, metric="dense", max_tree_depth=5)
     result = jaxprob.sample(target, KEY, algorithm=factory, **options)
     assert result.meta["algorithm"] == "nuts(max_tree_depth=5, metric='dense', target_acceptance=0.97)"
+    assert result.meta["aims"] == {"target_acceptance": 0.97, "max_tree_depth": 5}
     usual = jaxprob.sample(target, KEY, **options)
     assert result.stats["step_size"][0, 0] < 0.7 * usual.stats["step_size"][0, 0]
     with pytest.raises(ValueError, match=r"sample: algorithm is nuts\(num_steps=3\)"):
         jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.warmup, mcmc.nuts, num_steps=3), **options)
     with pytest.raises(ValueError, match="options that are numbers or strings"):
-        jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.nuts, inverse_mass_matrix=np.ones(2)), **options)
+        jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.nuts, tree_depth_limit=np.ones(2)), **options)
+    with pytest.raises(ValueError, match="which fixes step_size; expected a factory whose step size and metric are"):
+        jaxprob.sample(target, KEY, algorithm=functools.partial(mcmc.nuts, step_size=0.1), **options)
 
 
 def test_legacy_keys_are_accepted():

@@ -107,7 +107,7 @@ def _call(log_density: Callable[[Any], Any], position: Any) -> Any:
     return log_density(position)
 
 
-Compiled = dict[Any, Callable[..., Any]]  # by shapes: (arrays, position) -> (value, gradient), all as flat lists
+Compiled = dict[Any, Callable[..., Any]]  # by shapes: leaves of (arrays, position) -> [value, *leaves of gradient]
 
 
 def _evaluate(compiled: Compiled, call: Callable[[list[Any], Any], Any], arrays: list[Any], position: Any) -> Any:
