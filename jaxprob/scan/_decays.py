@@ -1,0 +1,115 @@
+"""What multiplies the state of an affine recurrence: numbers, logarithms of numbers, or matrices.
+
+Complex numbers come and go as pairs of real arrays: the gradient with respect to a complex leaf points the wrong way
+for optimisers. Inside they are complex. A decay that comes near one is given by its logarithm: 0.9999 is 1 in bfloat16,
+while its logarithm keeps all digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprob import core
+
+
+class Complex(NamedTuple):
+    """Complex numbers as a pair of real arrays of one shape.
+
+    Attributes:
+      real: any shape.
+      imaginary: the same shape.
+    """
+
+    real: Any
+    imaginary: Any
+
+
+class Exponential(NamedTuple):
+    """The decay `exp(log_modulus + i phase)`, kept as its logarithm.
+
+    Attributes:
+      log_modulus: any shape; negative where the recurrence forgets.
+      phase: radians, a shape that broadcasts with it, or None for a real decay.
+    """
+
+    log_modulus: Any
+    phase: Any = None
+
+
+class Structure(NamedTuple):
+    """The algebra of one kind of decay. All functions take leading axes.
+
+    Attributes:
+      kind: "elementwise" or "matrix", as in the table of methods.
+      apply: `(decay, state) -> state`.
+      compose: `(after, before) -> decay`, the decay of two steps.
+      transpose: `decay -> decay` of the transposed recurrence.
+      forget: `decay -> decay` of the same shape that multiplies by zero.
+      keep: `decay -> decay` of the same shape that changes nothing.
+    """
+
+    kind: str
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    compose: Callable[[jax.Array, jax.Array], jax.Array]
+    transpose: Callable[[jax.Array], jax.Array]
+    forget: Callable[[jax.Array], jax.Array]
+    keep: Callable[[jax.Array], jax.Array]
+
+
+def _identity_matrices(decay: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.eye(decay.shape[-1], dtype=decay.dtype), decay.shape)
+
+
+STRUCTURES = {
+    "elementwise": Structure(
+        "elementwise", jnp.multiply, jnp.multiply, lambda decay: decay, jnp.zeros_like, jnp.ones_like
+    ),
+    "logarithm": Structure(
+        "elementwise",
+        lambda decay, state: jnp.exp(decay) * state,
+        jnp.add,
+        lambda decay: decay,
+        lambda decay: jnp.full_like(decay, -jnp.inf),
+        jnp.zeros_like,
+    ),
+    "matrix": Structure(
+        "matrix",
+        core.matvec,
+        core.matmul,
+        lambda decay: jnp.swapaxes(decay, -1, -2),
+        jnp.zeros_like,
+        _identity_matrices,
+    ),
+}
+
+
+def as_array(value: Any) -> jax.Array:
+    """A real or complex array, in float32 at least, of numbers or a `Complex`."""
+    if isinstance(value, Complex):
+        real, imaginary = (core.as_float(part) for part in value)
+        real, imaginary = (part.astype(core.accumulator_dtype(part.dtype)) for part in (real, imaginary))
+        dtype = core.result_dtype(real, imaginary)
+        return jax.lax.complex(*jnp.broadcast_arrays(real.astype(dtype), imaginary.astype(dtype)))
+    value = jnp.asarray(value)
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        return value
+    value = core.as_float(value)
+    return value.astype(core.accumulator_dtype(value.dtype))
+
+
+def as_logarithm(decay: Exponential) -> jax.Array:
+    """The logarithm of a decay as a real or complex array."""
+    if decay.phase is None:
+        return as_array(decay.log_modulus)
+    return as_array(Complex(*decay))
+
+
+def low_dtype(value: Any) -> Any:
+    """The real dtype in which numbers came."""
+    leaves = jax.tree.leaves(value)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.finfo(jnp.result_type(*[core.as_float(x) if not jnp.iscomplexobj(x) else x for x in leaves])).dtype

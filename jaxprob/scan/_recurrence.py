@@ -1,0 +1,192 @@
+"""Algorithms for affine recurrences of arrays that are already of one dtype; no derivative is taken through them.
+
+All run the same arguments: `decay` (time or 1, ...), `increment` (time, *state), `start` (*state), `reset` (time,) or
+None. Source of the tree: Blelloch (1990), "Prefix sums and their applications".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprob.scan._decays import Structure
+from jaxprob.scan._time import last, neighbour, pad, shift, unpad, varying, where
+
+
+def states_of(
+    structure: Structure,
+    method: str,
+    chunk: int,
+    reverse: bool,
+    axis_name: str | None,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+    reset: jax.Array | None,
+) -> jax.Array:
+    """The states, by one of the algorithms; no derivative is taken of what happens here."""
+    if method == "sequential" and axis_name is None:
+        return _sequential(structure, reverse, decay, increment, start, reset)
+    steps = increment.shape[0]
+    decay = jnp.broadcast_to(decay, (steps, *decay.shape[1:]))
+    if reset is not None:
+        restarted = increment + structure.apply(decay, jnp.broadcast_to(start, increment.shape))
+        increment = where(reset, restarted, increment)
+        decay = where(reset, structure.forget(decay), decay)
+    decay = varying(decay, increment)
+    if axis_name is not None:
+        start = _start_of_piece(structure, method, chunk, reverse, axis_name, decay, increment, start)
+    if method == "sequential":
+        return _sequential(structure, reverse, decay, increment, start, None)
+    if method == "chunked":
+        return _chunked(structure, chunk, reverse, decay, increment, start)
+    return _associative(structure, reverse, decay, increment, start)
+
+
+def adjoint_states(
+    structure: Structure,
+    method: str,
+    chunk: int,
+    reverse: bool,
+    axis_name: str | None,
+    decay: jax.Array,
+    cotangents: jax.Array,
+    reset: jax.Array | None,
+) -> jax.Array:
+    """The transposed recurrence l_t = g_t + A_{t+1}^T l_{t+1}, which does not cross a reset.
+
+    Args:
+      reverse: the direction of the recurrence that is transposed; this one runs against it.
+    """
+    if method == "sequential" and axis_name is None:
+        return _sequential_adjoint(structure, reverse, decay, cotangents, reset)
+    transposed = structure.transpose(decay)
+    # One decay for all steps needs no shift; a piece of one step on a device looks the same and does.
+    constant = decay.shape[0] == 1 != cotangents.shape[0]
+    later = transposed if constant else _next(transposed, reverse, axis_name)
+    ended = None if reset is None else _next(reset, reverse, axis_name)
+    zero = varying(jnp.zeros_like(cotangents[0]), cotangents)
+    return states_of(structure, method, chunk, not reverse, axis_name, later, cotangents, zero, ended)
+
+
+def _next(x: jax.Array, reverse: bool, axis_name: str | None) -> jax.Array:
+    """At each step what stands at the step after it; at the last one anything finite."""
+    edge = last(x, not reverse)
+    if axis_name is not None:
+        edge = neighbour(edge, not reverse, axis_name)
+    return shift(x, edge, not reverse)
+
+
+def _sequential(
+    structure: Structure,
+    reverse: bool,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+    reset: jax.Array | None,
+) -> jax.Array:
+    constant = decay[0] if decay.shape[0] == 1 else None
+
+    def step(state: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        factor, added, restart = x
+        before = state if restart is None else jnp.where(restart, start, state)
+        after = structure.apply(factor if constant is None else constant, before) + added
+        return after, after
+
+    return lax.scan(step, start, (decay if constant is None else None, increment, reset), reverse=reverse)[1]
+
+
+def _sequential_adjoint(
+    structure: Structure, reverse: bool, decay: jax.Array, cotangents: jax.Array, reset: jax.Array | None
+) -> jax.Array:
+    """The carry is what flows out of a step, A_t^T l_t, so that no decay is moved in time."""
+    constant = structure.transpose(decay[0]) if decay.shape[0] == 1 else None
+
+    def step(flow: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        factor, added, restart = x
+        here = flow + added
+        flow = structure.apply(structure.transpose(factor) if constant is None else constant, here)
+        return (flow if restart is None else jnp.where(restart, jnp.zeros_like(flow), flow)), here
+
+    zero = varying(jnp.zeros_like(cotangents[0]), decay, cotangents, reset)
+    return lax.scan(step, zero, (decay if constant is None else None, cotangents, reset), reverse=not reverse)[1]
+
+
+def _side_by_side(structure: Structure, chunk: int, reverse: bool, decay: jax.Array, increment: jax.Array) -> Any:
+    """Both as (step of chunk, chunk, ...), filled up with steps that change nothing; and how many those are."""
+    steps = increment.shape[0]
+    count = -(-steps // chunk)
+    extra = count * chunk - steps
+    filler = (structure.keep(decay[0]), jnp.zeros_like(increment[0]))
+    cut = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(count, chunk, *x.shape[1:]), 0, 1),
+        pad((decay, increment), filler, extra, reverse),
+    )
+    return cut, extra
+
+
+def totals(structure: Structure, reverse: bool, decay: jax.Array, increment: jax.Array) -> Any:
+    """What all steps together do to a state, (decay, increment); axes after the first are side by side."""
+
+    def step(total: Any, x: Any) -> tuple[Any, None]:
+        factor, added = x
+        return (structure.compose(factor, total[0]), structure.apply(factor, total[1]) + added), None
+
+    nothing = varying((structure.keep(decay[0]), jnp.zeros_like(increment[0])), decay, increment)
+    return lax.scan(step, nothing, (decay, increment), reverse=reverse)[0]
+
+
+def _starts(structure: Structure, reverse: bool, totals: Any, start: jax.Array) -> jax.Array:
+    """The state before each piece, from what the pieces do."""
+
+    def step(state: jax.Array, total: Any) -> tuple[jax.Array, jax.Array]:
+        return structure.apply(total[0], state) + total[1], state
+
+    return lax.scan(step, varying(start, totals), totals, reverse=reverse)[1]
+
+
+def _chunked(
+    structure: Structure, chunk: int, reverse: bool, decay: jax.Array, increment: jax.Array, start: jax.Array
+) -> jax.Array:
+    # The chunks run twice, once for their totals and once for their states: that moves fewer bytes than keeping states
+    # and decays of the first run, and no product of decays meets a state from before its chunk.
+    (decay, increment), extra = _side_by_side(structure, chunk, reverse, decay, increment)
+    starts = _starts(structure, reverse, totals(structure, reverse, decay, increment), start)
+    states = _sequential(structure, reverse, decay, increment, starts, None)
+    whole = jnp.swapaxes(states, 0, 1).reshape(-1, *states.shape[2:])
+    return unpad(whole, extra, reverse)
+
+
+def _associative(
+    structure: Structure, reverse: bool, decay: jax.Array, increment: jax.Array, start: jax.Array
+) -> jax.Array:
+    index = -1 if reverse else 0
+    increment = increment.at[index].add(structure.apply(decay[index], start))
+
+    def combine(before: Any, after: Any) -> Any:
+        return structure.compose(after[0], before[0]), structure.apply(after[0], before[1]) + after[1]
+
+    return lax.associative_scan(combine, (decay, increment), reverse=reverse)[1]
+
+
+def _start_of_piece(
+    structure: Structure,
+    method: str,
+    chunk: int,
+    reverse: bool,
+    axis_name: str,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+) -> jax.Array:
+    """The state before this device's piece: the totals of all pieces, gathered, then one after another."""
+    if method == "sequential":
+        total = totals(structure, reverse, decay, increment)
+    else:
+        cut, _ = _side_by_side(structure, chunk, reverse, decay, increment)
+        total = totals(structure, reverse, *totals(structure, reverse, *cut))
+    gathered = lax.all_gather(total, axis_name)
+    return _starts(structure, reverse, gathered, start)[lax.axis_index(axis_name)]
