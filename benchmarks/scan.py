@@ -64,8 +64,9 @@ AFFINE = {
     "sequential": ours("sequential"),
     "chunked": ours("chunked"),
     "associative": ours("associative"),
-    "auto": ours("auto"),
 }
+if jax.default_backend() == "cpu":  # elsewhere it is one of the above, and compiling takes longer than running
+    AFFINE["auto"] = ours("auto")
 
 
 def gradient(function):

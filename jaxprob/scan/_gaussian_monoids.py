@@ -109,7 +109,7 @@ def combine_square_root_filter(
     """The product of two filter elements, by one QR decomposition.
 
     It gives the square root `[[X11, 0], [X21, X22]]` of `[[I + U^T J U, U^T J], [J U, J]]`, with U of the first element
-    and J of the second. X11 is no smaller than I. With `W = X11^-1 U^T`:
+    and J of the second. No singular value of X11 is below 1. With `W = X11^-1 U^T`:
     `P = W^T W`, `G = I - W^T X21^T`, and `(I + J C)^-1 J = X22 X22^T`.
     """
     n = before.b.shape[0]
@@ -119,7 +119,7 @@ def combine_square_root_filter(
     X11, X21, X22 = root[:n, :n], root[n:, :n], root[n:, n:]
     W = solve_triangular(X11, before.U.T)
     GA = before.A - matmul(W.T, matmul(X21.T, before.A))
-    # G (b1 + C1 eta2) would cancel where C1 is large: in float32 and with a vague prior that costs three digits.
+    # G (b1 + C1 eta2) would cancel where C1 is large: in float32 and with a vague prior that costs two or three digits.
     surprise = after.eta - matvec(after.Z, matvec(after.Z.T, before.b))
     return SquareRootFilterElement(
         A=matmul(after.A, GA),

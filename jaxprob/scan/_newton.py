@@ -31,8 +31,11 @@ from jaxprob.scan._recurrence import adjoint_states, states_of
 from jaxprob.scan._scan import scan
 from jaxprob.scan._time import last, reset_mask, shift, take, time_length, where
 
-# Residuals, in units of rounding of the largest state: what Newton goes on improving above, and what counts as solved.
+# Residuals, in roundings of the largest value that a number of the state takes: what Newton goes on improving above,
+# and what counts as solved.
 _AIM, _SOLVED = 16, 128
+# The same for a state of 16 bits, of which 128 roundings may be all there is.
+_AIM_LOW, _SOLVED_LOW = 1, 8
 
 
 class NewtonResult(NamedTuple):
@@ -106,7 +109,8 @@ def newton(
       probes: directions in which an estimated Jacobian is probed.
       damping: from 0 (Newton) to 1 (fixed-point iteration): scales the Jacobian by `1 - damping`, which bounds what a
         long product of large Jacobians can do.
-      tolerance: the one-step residual that counts as solved; by default 128 roundings of the largest state (or of one).
+      tolerance: the one-step residual that counts as solved; by default, for each number of the state, 128 roundings of
+        its largest value (or of one); 8 for a state of 16 bits.
       max_iterations: at most so many linearised recurrences.
       guess: states to start from (time, ...), such as the trajectory before the parameters last changed. By default the
         initial state at all times.
@@ -136,7 +140,7 @@ def newton(
     for name, value, fits, wanted in (
         ("damping", damping, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         ("tolerance", tolerance, lambda x: x > 0, "a positive number"),
-        ("max_iterations", max_iterations, lambda x: x >= 0, "a whole number, 0 or more"),
+        ("max_iterations", max_iterations, lambda x: x >= 0 and x % 1 == 0, "a whole number, 0 or more"),
     ):
         if value is not None and not isinstance(value, jax.core.Tracer) and not fits(value):
             raise core.bad_value("scan.newton", name, value, wanted)
@@ -256,21 +260,23 @@ def _root(
     structure = STRUCTURES[system.layout.kind]
     guess, damping, tolerance, max_iterations = control
     dtype = start.dtype
+    aim, solved = (_AIM, _SOLVED) if eps < 1e-5 else (_AIM_LOW, _SOLVED_LOW)
 
     def evaluate(states: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         value, jacobian = system.along(states, start, xs, reset, constants)
         residual = _largest(states - value)
-        size = jnp.maximum(jnp.max(jnp.where(jnp.isfinite(value), jnp.abs(value), 0.0)), 1.0)
-        # In units in which `_SOLVED` roundings, or the tolerance asked for, are one.
-        unit = (_SOLVED * eps) * size if tolerance is None else jnp.asarray(tolerance, dtype)
-        return value, jacobian, residual, residual / unit
+        # Each number of a state by its own largest value: a counter among them hides no error of the others.
+        size = jnp.max(jnp.where(jnp.isfinite(value), jnp.abs(value), 0.0), 0, keepdims=True)
+        # In units in which `solved` roundings, or the tolerance asked for, are one.
+        unit = (solved * eps) * jnp.maximum(size, 1.0) if tolerance is None else jnp.asarray(tolerance, dtype)
+        return value, jacobian, residual, _largest((states - value) / unit)
 
     def goes_on(carry: Any) -> jax.Array:
-        _, _, _, _, error, before, count = carry
+        _, _, _, residual, error, before, count = carry
         # Solved already, it is improved for as long as that halves the error.
-        enough = error <= (_AIM / _SOLVED if tolerance is None else 1.0)
+        enough = error <= (aim / solved if tolerance is None else 1.0)
         stuck = (error <= 1.0) & ~(error < 0.5 * before)
-        return (count < max_iterations) & jnp.isfinite(error) & ~enough & ~stuck
+        return (count < max_iterations) & jnp.isfinite(residual) & ~enough & ~stuck
 
     def iterate(carry: Any) -> Any:
         states, value, jacobian, _, error, _, count = carry
@@ -341,7 +347,8 @@ def _linear(
             return found
         size = jnp.max(jnp.abs(found))
         rounding = _SOLVED * jnp.finfo(found.dtype).eps * size
-        return lax.cond(_largest(apply(found) - right) <= rounding, lambda: found, otherwise)
+        error = _largest(apply(found) - right)
+        return lax.cond((error <= rounding) & jnp.isfinite(error), lambda: found, otherwise)
 
     def before() -> jax.Array:
         return system.before(states, start, reset)
