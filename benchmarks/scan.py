@@ -4,13 +4,14 @@ Everything runs in one process, in turn, several rounds; run times are medians, 
 of the first call less the median. The parts:
 
 - affine: elementwise and dense recurrences, with the ratio of `auto` to plain `lax.scan`;
+- monoid: products of matrices in the log-semiring (8 states) and running softmax means (16 values);
 - compile: the gradient of a chunked affine scan beside that of `lax.associative_scan`, and the size of both programs;
 - newton: GRUs of one unit, of 64 separate units and of 16 connected ones, beside `lax.scan`;
 - memory: temporary bytes of the gradient of a scan that stores all states and of one that recomputes them by chunks.
 
-    python benchmarks/scan.py [--rounds 9] [--parts affine,compile,newton,memory] [--out FILE]
+    python benchmarks/scan.py [--rounds 9] [--parts affine,monoid,compile,newton,memory] [--out FILE]
 
-The results go to benchmarks/results/scan-DEVICE.json by default.
+The results go to benchmarks/results/scan-DEVICE.json by default; parts that are not run stay as they are there.
 """
 
 import argparse
@@ -146,6 +147,51 @@ def show_affine(row):
     )
 
 
+def monoid_part(rounds):
+    rows = []
+    for kind, monoid in (("log_matmul", scan.monoids.log_matmul), ("softmax", scan.monoids.softmax)):
+
+        def theirs(first, second, third, kind=kind, monoid=monoid):
+            return lax.associative_scan(jax.vmap(monoid.combine), _elements(kind, first, second))
+
+        def product(first, second, third, kind=kind, monoid=monoid, method="auto"):
+            return scan.associative(monoid, _elements(kind, first, second), method=method).states
+
+        methods = {"lax.associative_scan": theirs}
+        for method in ("sequential", "chunked", "associative"):
+            methods[method] = functools.partial(product, method=method)
+        for steps in (16, 256, 4096):
+            keys = jax.random.split(jax.random.key(0), 2)
+            shape = (steps, 8, 8) if kind == "log_matmul" else (steps,)
+            args = (jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (steps, 16)), jnp.zeros(()))
+            forward = alternate(methods, args, rounds)
+            backward = alternate({name: gradient(function) for name, function in methods.items()}, args, rounds)
+            for name in methods:
+                rows.append(
+                    {
+                        "kind": kind,
+                        "steps": steps,
+                        "method": name,
+                        "forward_ms": 1e3 * forward[name][1],
+                        "gradient_ms": 1e3 * backward[name][1],
+                        "forward_compile_s": forward[name][0],
+                        "gradient_compile_s": backward[name][0],
+                    }
+                )
+                print(
+                    f"{kind:11} T={steps:<6} {name:21} forward {1e3 * forward[name][1]:9.3f} ms  gradient "
+                    f"{1e3 * backward[name][1]:9.3f} ms  compile {forward[name][0]:.2f} + {backward[name][0]:.2f} s",
+                    flush=True,
+                )
+    return rows
+
+
+def _elements(kind, first, second):
+    if kind == "log_matmul":
+        return first
+    return scan.monoids.RunningSoftmax(first, jnp.ones_like(first), second)
+
+
 def compile_part():
     rows = []
     for steps in (1024, 65536):
@@ -270,15 +316,16 @@ def main():
     device = "cpu" if on_cpu else jax.devices()[0].device_kind.lower().replace(" ", "-")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--parts", default="affine,compile,newton,memory")
+    parser.add_argument("--parts", default="affine,monoid,compile,newton,memory")
     parser.add_argument("--out", default=HERE / "results" / f"scan-{device}.json", type=Path)
     options = parser.parse_args()
     widths = (1, 64, 1024)
-    elementwise = [("elementwise", steps, width) for steps in (64, 1024, 16384, 65536) for width in widths]
-    dense = [("dense", steps, width) for steps, width in ((1024, 4), (1024, 32), (16384, 4), (65536, 4))]
+    elementwise = [("elementwise", steps, width) for steps in (16, 64, 1024, 65536) for width in widths]
+    dense = [("dense", steps, width) for steps, width in ((16, 4), (1024, 4), (1024, 32), (65536, 4))]
     lengths = (1000, 10000) if on_cpu else (1000, 10000, 100000)
     parts = {
         "affine": lambda: affine_part(options.rounds, elementwise + dense),
+        "monoid": lambda: monoid_part(options.rounds),
         "compile": compile_part,
         "newton": lambda: newton_part(options.rounds, lengths),
         "memory": lambda: memory_part(options.rounds),
@@ -287,10 +334,15 @@ def main():
         "device": jax.devices()[0].device_kind,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib")},
-        "rounds": options.rounds,
+        "rounds": {},
     }
+    if options.out.exists():
+        earlier = json.loads(options.out.read_text())
+        if all(earlier[name] == report[name] for name in ("device", "versions")):
+            report = {**earlier, "machine": report["machine"]}
     for name in options.parts.split(","):
         report[name] = parts[name]()
+        report["rounds"][name] = options.rounds
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {options.out}")

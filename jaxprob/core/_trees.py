@@ -94,6 +94,9 @@ def norm(tree: Any, order: float = 2.0) -> jax.Array:
     if not leaves:
         return jnp.zeros((), dtype)
     largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+    # XLA's maximum of many numbers on CPU overlooks those that are NaN.
+    undefined = jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in leaves]))
+    largest = jnp.where(undefined, jnp.nan, largest)
     if order == jnp.inf:
         return jnp.where(largest == 0, 0.0, largest)
     # Scaled by the largest entry, so that squares neither overflow nor underflow; the norm does not depend on it.

@@ -215,18 +215,15 @@ def _affine(
         """What flows back into the first step, or into a reset, is the start's."""
         of_start, of_states = right
         found = adjoint_states(structure, method, chunk, reverse, axis_name, decay, of_states, reset)
-        transposed, zero = structure.transpose(decay), jnp.zeros_like(of_start)
-        begins = where(
-            jnp.arange(found.shape[0]) == (found.shape[0] - 1 if reverse else 0),
-            True if axis_name is None else is_first_device(axis_name, reverse),
-            jnp.zeros(found.shape[0], bool),
-        )
+        here = True if axis_name is None else is_first_device(axis_name, reverse)
         if reset is None:
-            edge = structure.apply(last(transposed, not reverse), last(found, not reverse))
-            edge = edge if axis_name is None else where(is_first_device(axis_name, reverse), edge, zero)
+            edge = structure.pull(last(decay, not reverse), last(found, not reverse))
+            edge = jnp.where(here, edge, jnp.zeros_like(edge))
         else:
-            flows = structure.apply(transposed, found)
-            edge = jnp.sum(where(reset | begins, flows, jnp.zeros_like(flows)), 0)
+            first = found.shape[0] - 1 if reverse else 0
+            enters = reset | ((jnp.arange(found.shape[0]) == first) & here)
+            flows = structure.pull(decay, found)
+            edge = jnp.sum(where(enters, flows, jnp.zeros_like(flows)), 0)
         return of_start + edge, found
 
     _, states = lax.custom_linear_solve(system, _tied(start, increment), solve, solve_transposed)

@@ -133,6 +133,11 @@ def _loop_body(combine: Combine, resets: bool, starts: bool) -> Callable[[Any, A
 
 
 @made_of
+def _restarting(combine: Combine, identity: Any) -> Combine:
+    return with_resets(Monoid(combine, identity)).combine
+
+
+@made_of
 def _vectorised(combine: Combine) -> Combine:
     return jax.vmap(combine)
 
@@ -160,8 +165,7 @@ def _prefixes(
         elements = where(begins, at_start, elements)
     identity = monoid.identity
     if reset is not None:
-        lifted = with_resets(Monoid(combine, identity))
-        combine, identity = lifted.combine, None
+        combine, identity = _restarting(combine, identity), None
         elements = Resettable(varying(reset, elements), elements)
     if method == "sequential":
         states, _ = _sequential(combine, identity, reverse, elements, None, None)

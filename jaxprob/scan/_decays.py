@@ -46,6 +46,7 @@ class Structure(NamedTuple):
     Attributes:
       kind: "elementwise" or "matrix", as in the table of methods.
       apply: `(decay, state) -> state`.
+      pull: `(decay, cotangent) -> cotangent`, by the transposed decay.
       compose: `(after, before) -> decay`, the decay of two steps.
       transpose: `decay -> decay` of the transposed recurrence.
       forget: `decay -> decay` of the same shape that multiplies by zero.
@@ -54,10 +55,15 @@ class Structure(NamedTuple):
 
     kind: str
     apply: Callable[[jax.Array, jax.Array], jax.Array]
+    pull: Callable[[jax.Array, jax.Array], jax.Array]
     compose: Callable[[jax.Array, jax.Array], jax.Array]
     transpose: Callable[[jax.Array], jax.Array]
     forget: Callable[[jax.Array], jax.Array]
     keep: Callable[[jax.Array], jax.Array]
+
+
+def _times_exp(decay: jax.Array, state: jax.Array) -> jax.Array:
+    return jnp.exp(decay) * state
 
 
 def _identity_matrices(decay: jax.Array) -> jax.Array:
@@ -66,11 +72,12 @@ def _identity_matrices(decay: jax.Array) -> jax.Array:
 
 STRUCTURES = {
     "elementwise": Structure(
-        "elementwise", jnp.multiply, jnp.multiply, lambda decay: decay, jnp.zeros_like, jnp.ones_like
+        "elementwise", jnp.multiply, jnp.multiply, jnp.multiply, lambda decay: decay, jnp.zeros_like, jnp.ones_like
     ),
     "logarithm": Structure(
         "elementwise",
-        lambda decay, state: jnp.exp(decay) * state,
+        _times_exp,
+        _times_exp,
         jnp.add,
         lambda decay: decay,
         lambda decay: jnp.full_like(decay, -jnp.inf),
@@ -79,6 +86,7 @@ STRUCTURES = {
     "matrix": Structure(
         "matrix",
         core.matvec,
+        lambda decay, state: core.matmul(state[..., None, :], decay)[..., 0, :],
         core.matmul,
         lambda decay: jnp.swapaxes(decay, -1, -2),
         jnp.zeros_like,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,13 +27,13 @@ def explain(function: Callable[..., Any], *args: Any, **options: Any) -> Choice:
 
     Raises:
       ValueError: if it is none of these functions, or the arguments do not fit it.
+      TypeError: if the function has no such argument.
 
     >>> explain(affine, jnp.ones((8, 2)), jnp.ones((8, 2)), method="chunked").method
     'chunked'
     """
-    if function is scan:
-        return Choice("sequential", "any step can only be taken after the one before it; see scan.newton")
     explainers: dict[Any, Callable[..., Choice]] = {
+        scan: lambda *_, **__: Choice("sequential", "a step is taken after the one before it; see scan.newton"),
         affine: explain_affine,
         associative: explain_associative,
         newton: explain_newton,
@@ -41,4 +42,5 @@ def explain(function: Callable[..., Any], *args: Any, **options: Any) -> Choice:
         raise core.bad_value(
             "scan.explain", "function", function, "scan.scan, scan.affine, scan.associative or scan.newton"
         )
-    return explainers[function](*args, **options)
+    given = inspect.signature(function).bind(*args, **options)
+    return explainers[function](*given.args, **given.kwargs)

@@ -20,7 +20,7 @@ METHODS = ("sequential", "chunked", "associative")
 # benchmarks/scan.py, whose numbers are in benchmarks/results/. A backend that is not here is taken for a GPU.
 _TABLE: dict[str, dict[str, tuple[int, str]]] = {
     "cpu": {},
-    "gpu": {"elementwise": (64, "associative"), "matrix": (64, "associative"), "monoid": (64, "associative")},
+    "gpu": {"elementwise": (16, "associative"), "matrix": (16, "associative"), "monoid": (16, "associative")},
 }
 
 

@@ -142,7 +142,12 @@ def newton(
         ("tolerance", tolerance, lambda x: x > 0, "a positive number"),
         ("max_iterations", max_iterations, lambda x: x >= 0 and x % 1 == 0, "a whole number, 0 or more"),
     ):
-        if value is not None and not isinstance(value, jax.core.Tracer) and not fits(value):
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        # Under jit a comparison of arrays would be traced, even of known ones.
+        number = np.asarray(value)
+        kinds = (jnp.floating, jnp.integer)
+        if number.shape != () or not any(jnp.issubdtype(number.dtype, kind) for kind in kinds) or not fits(number):
             raise core.bad_value("scan.newton", name, value, wanted)
     how = choose("scan.newton", method, layout.kind, steps).method
     options = _Options(jacobian, probes, how, chunk_length("scan.newton", chunk, steps), reverse, fallback)

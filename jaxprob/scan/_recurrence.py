@@ -103,12 +103,12 @@ def _sequential_adjoint(
     structure: Structure, reverse: bool, decay: jax.Array, cotangents: jax.Array, reset: jax.Array | None
 ) -> jax.Array:
     """The carry is what flows out of a step, A_t^T l_t, so that no decay is moved in time."""
-    constant = structure.transpose(decay[0]) if decay.shape[0] == 1 else None
+    constant = decay[0] if decay.shape[0] == 1 else None
 
     def step(flow: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
         factor, added, restart = x
         here = flow + added
-        flow = structure.apply(structure.transpose(factor) if constant is None else constant, here)
+        flow = structure.pull(factor if constant is None else constant, here)
         return (flow if restart is None else jnp.where(restart, jnp.zeros_like(flow), flow)), here
 
     zero = varying(jnp.zeros_like(cotangents[0]), decay, cotangents, reset)

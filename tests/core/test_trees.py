@@ -197,3 +197,10 @@ def test_check_same_structure_accepts_equals():
         core.check_same_structure("f", "x", twice, {"a.b": jnp.ones(3), "a": {"b": jnp.ones(2)}})
     with pytest.raises(ValueError, match="leaf 'a.b'"):
         core.check_same_structure("f", "x", twice, {"a.b": jnp.ones(2), "a": {"b": jnp.ones(3)}})
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, jnp.inf])
+@pytest.mark.parametrize("size", [3, 4096])
+def test_the_norm_of_what_is_not_a_number_is_not_one(order, size):
+    for rest in (0.0, 1.0):
+        assert jnp.isnan(jax.jit(lambda x: core.norm(x, order))(jnp.full(size, rest).at[1].set(jnp.nan)))
