@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprob import core
+from jaxprob import core, scan
 from jaxprob.distributions._log_mass import deviance, stirling
 
 # Below this mean the hats of transformed rejection do not cover the mass: count arrivals one by one instead.
@@ -218,5 +218,5 @@ def multinomial(key: core.Key, total: jax.Array, probs: jax.Array, shape: tuple[
 
     start = jnp.broadcast_to(total, shape).astype(int)
     start = start + _none(key, start, probs[..., 0]).astype(int)
-    _, counts = jax.lax.scan(draw, start, (jnp.arange(size), p, q))
+    _, counts = scan.scan(draw, start, (jnp.arange(size), p, q))
     return jnp.moveaxis(counts, 0, -1)

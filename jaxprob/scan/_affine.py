@@ -81,31 +81,15 @@ def affine(
     how = choose("scan.affine", method, STRUCTURES[kind].kind, b.shape[0]).method
     chunk = chunk_length("scan.affine", chunk, b.shape[0])
     back, back_final = _way_back(decay, increment, init)
+    if mesh is not None and axis_name not in mesh.shape:
+        raise core.bad_value("scan.affine", "axis_name", axis_name, f"an axis of the mesh, {tuple(mesh.shape)}")
     if b.shape[0] == 0:
         return Trajectory(back(b), back_final(start))
     if mesh is None:
         states, final = _affine(kind, how, chunk, reverse, axis_name, a, b, start, mask)
-        return Trajectory(back(states), back_final(final))
-    if axis_name not in mesh.shape:
-        raise core.bad_value("scan.affine", "axis_name", axis_name, f"an axis of the mesh, {tuple(mesh.shape)}")
-    structure = STRUCTURES[kind]
-    extra = -b.shape[0] % mesh.shape[axis_name]
-    fill = (None, jnp.zeros_like(b[0]), None if mask is None else jnp.bool_(False))
-    whole = a.shape[0] != 1 or b.shape[0] == 1
-    if whole:
-        a = pad(a, structure.keep(a[0]), extra, reverse)
-    elif extra:
-        a, whole = pad(jnp.broadcast_to(a, (b.shape[0], *a.shape[1:])), structure.keep(a[0]), extra, reverse), True
-    _, b, mask = pad((None, b, mask), fill, extra, reverse)
-    time = P(axis_name)
-    run = jax.shard_map(
-        functools.partial(_affine, kind, how, chunk, reverse, axis_name),
-        mesh=mesh,
-        in_specs=(time if whole else P(), time, P(), time),
-        out_specs=(time, P()),
-    )
-    states, final = run(a, b, start, mask)
-    return Trajectory(back(unpad(states, extra, reverse)), back_final(final))
+    else:
+        states, final = _over_mesh(kind, how, chunk, reverse, axis_name, mesh, a, b, start, mask)
+    return Trajectory(back(states), back_final(final))
 
 
 def explain_affine(decay: Any, increment: Any, init: Any = None, *, method: str = "auto", **_: Any) -> Choice:
@@ -116,9 +100,9 @@ def explain_affine(decay: Any, increment: Any, init: Any = None, *, method: str 
 
 def _arrays(decay: Any, increment: Any, init: Any) -> tuple[str, jax.Array, jax.Array, jax.Array]:
     """The kind of decay; decay, increment and start as arrays of one dtype, checked."""
-    a = as_logarithm(decay) if isinstance(decay, Exponential) else as_array(decay)
-    b = as_array(increment)
-    start = None if init is None else as_array(init)
+    a = as_logarithm("decay", decay) if isinstance(decay, Exponential) else as_array("decay", decay)
+    b = as_array("increment", increment)
+    start = None if init is None else as_array("init", init)
     if b.ndim == 0:
         raise core.bad_value("scan.affine", "increment", "a scalar", "an array (time, *state)")
     if a.ndim == 0:
@@ -179,6 +163,39 @@ def _way_back(decay: Any, increment: Any, init: Any) -> tuple[Any, Any]:
         return form(x, jnp.finfo(x.dtype).dtype if kept is None else kept)
 
     return lambda x: form(x, given), final
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def _over_mesh(
+    kind: str,
+    method: str,
+    chunk: int,
+    reverse: bool,
+    axis_name: str,
+    mesh: Mesh,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+    reset: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`_affine` on the devices of a mesh, filled up with steps that change nothing."""
+    structure, steps = STRUCTURES[kind], increment.shape[0]
+    extra = -steps % mesh.shape[axis_name]
+    constant = decay.shape[0] == 1 != steps and extra == 0
+    if not constant:
+        decay = jnp.broadcast_to(decay, (steps, *decay.shape[1:]))
+        decay = pad(decay, structure.keep(decay[0]), extra, reverse)
+    increment = pad(increment, jnp.zeros_like(increment[0]), extra, reverse)
+    reset = None if reset is None else pad(reset, jnp.bool_(False), extra, reverse)
+    time = P(axis_name)
+    run = jax.shard_map(
+        functools.partial(_affine, kind, method, chunk, reverse, axis_name),
+        mesh=mesh,
+        in_specs=(P() if constant else time, time, P(), time),
+        out_specs=(time, P()),
+    )
+    states, final = run(decay, increment, start, reset)
+    return unpad(states, extra, reverse), final
 
 
 @functools.partial(jax.jit, static_argnums=range(5))

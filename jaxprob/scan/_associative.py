@@ -72,6 +72,8 @@ def associative(
         init = jax.tree.map(jnp.asarray, init)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), elements)
         core.check_same_structure("scan.associative", "init", init, like)
+    if mesh is not None and axis_name not in mesh.shape:
+        raise core.bad_value("scan.associative", "axis_name", axis_name, f"an axis of the mesh, {tuple(mesh.shape)}")
     if steps == 0:
         if init is None:
             if monoid.identity is None:
@@ -80,25 +82,41 @@ def associative(
         return Trajectory(elements, init)
     if mesh is None:
         return Trajectory(*_prefixes(monoid, how, chunk, reverse, axis_name, elements, init, mask))
-    if axis_name not in mesh.shape:
-        raise core.bad_value("scan.associative", "axis_name", axis_name, f"an axis of the mesh, {tuple(mesh.shape)}")
-    extra = -steps % mesh.shape[axis_name]
-    # What is processed after the last step is cut off again, so that any element will do.
-    elements = pad(elements, last(elements, reverse), extra, reverse)
-    mask = pad(mask, None if mask is None else jnp.bool_(False), extra, reverse)
-    run = jax.shard_map(
-        functools.partial(_prefixes, monoid, how, chunk, reverse, axis_name),
-        mesh=mesh,
-        in_specs=(P(axis_name), P(), P(axis_name)),
-        out_specs=(P(axis_name), P()),
-    )
-    states = unpad(run(elements, init, mask)[0], extra, reverse)
-    return Trajectory(states, last(states, reverse))
+    run = _over_mesh(monoid.combine, monoid.identity, how, chunk, reverse, axis_name, mesh)
+    return Trajectory(*run(elements, init, mask))
 
 
 def explain_associative(combine: Any, elements: Any, init: Any = None, *, method: str = "auto", **_: Any) -> Choice:
     """Which method `associative` takes for these arguments, and why."""
     return choose("scan.associative", method, "monoid", time_length("scan.associative", "elements", elements))
+
+
+@made_of
+def _over_mesh(
+    combine: Combine, identity: Any, method: str, chunk: int, reverse: bool, axis_name: str, mesh: Mesh
+) -> Callable[..., tuple[Any, Any]]:
+    """`_prefixes` on the devices of a mesh."""
+    time = P(axis_name)
+    pieces = jax.shard_map(
+        functools.partial(_prefixes, Monoid(combine, identity), method, chunk, reverse, axis_name),
+        mesh=mesh,
+        in_specs=(time, P(), time),
+        out_specs=(time, P()),
+    )
+
+    @jax.jit
+    def run(elements: Any, init: Any, reset: Any) -> tuple[Any, Any]:
+        extra = -_steps(elements) % mesh.shape[axis_name]
+        # What is processed after the last step is cut off again, so that any element will do. Each starts anew: the
+        # product of many could overflow, and zero times infinity would reach the gradient.
+        elements = pad(elements, last(elements, reverse), extra, reverse)
+        reset = jnp.zeros(_steps(elements) - extra, bool) if reset is None and extra else reset
+        reset = None if reset is None else pad(reset, jnp.bool_(True), extra, reverse)
+        states, final = pieces(elements, init, reset)
+        states = unpad(states, extra, reverse)
+        return states, final if extra == 0 else last(states, reverse)
+
+    return run
 
 
 @made_of
@@ -212,13 +230,14 @@ def _chunked(combine: Combine, chunk: int, reverse: bool, elements: Any) -> Any:
     steps = _steps(elements)
     count = -(-steps // chunk)
     extra = count * chunk - steps
-    # What is processed after the last step is cut off again, so that any element will do.
-    cut = jax.tree.map(
+    # What is processed after the last step is cut off again, so that any element will do. Each starts anew: products of
+    # many could overflow, and zero times infinity would reach the gradient.
+    cut, filled = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(count, chunk, *x.shape[1:]), 0, 1),
-        pad(elements, last(elements, reverse), extra, reverse),
+        pad((elements, jnp.zeros(steps, bool)), (last(elements, reverse), jnp.bool_(True)), extra, reverse),
     )
     many = _vectorised(combine)
-    local, totals = _sequential(many, None, reverse, cut, None, None)
+    local, totals = _sequential(many, None, reverse, cut, None, filled if extra else None)
     if count > 1:
         earlier = slice(1, None) if reverse else slice(None, -1)
         later = slice(None, -1) if reverse else slice(1, None)

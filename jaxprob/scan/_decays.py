@@ -63,7 +63,8 @@ class Structure(NamedTuple):
 
 
 def _times_exp(decay: jax.Array, state: jax.Array) -> jax.Array:
-    return jnp.exp(decay) * state
+    # A real logarithm stays real beside complex states.
+    return jnp.exp(decay).astype(state.dtype) * state
 
 
 def _identity_matrices(decay: jax.Array) -> jax.Array:
@@ -95,25 +96,33 @@ STRUCTURES = {
 }
 
 
-def as_array(value: Any) -> jax.Array:
-    """A real or complex array, in float32 at least, of numbers or a `Complex`."""
-    if isinstance(value, Complex):
-        real, imaginary = (core.as_float(part) for part in value)
-        real, imaginary = (part.astype(core.accumulator_dtype(part.dtype)) for part in (real, imaginary))
-        dtype = core.result_dtype(real, imaginary)
-        return jax.lax.complex(*jnp.broadcast_arrays(real.astype(dtype), imaginary.astype(dtype)))
-    value = jnp.asarray(value)
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        return value
-    value = core.as_float(value)
+def as_array(argument: str, value: Any) -> jax.Array:
+    """A real or complex array, in float32 at least, of numbers or a `Complex`.
+
+    Raises:
+      TypeError: if it is not made of numbers.
+    """
+    try:
+        if isinstance(value, Complex):
+            real, imaginary = (core.as_float(part) for part in value)
+            dtype = core.accumulator_dtype(core.result_dtype(real, imaginary))
+            return jax.lax.complex(*jnp.broadcast_arrays(real.astype(dtype), imaginary.astype(dtype)))
+        value = jnp.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.complexfloating):
+            return value
+        value = core.as_float(value)
+    except (TypeError, ValueError):
+        raise core.bad_type(
+            "scan.affine", argument, value, "an array of numbers, or a `Complex` of one shape"
+        ) from None
     return value.astype(core.accumulator_dtype(value.dtype))
 
 
-def as_logarithm(decay: Exponential) -> jax.Array:
+def as_logarithm(argument: str, decay: Exponential) -> jax.Array:
     """The logarithm of a decay as a real or complex array."""
     if decay.phase is None:
-        return as_array(decay.log_modulus)
-    return as_array(Complex(*decay))
+        return as_array(argument, decay.log_modulus)
+    return as_array(argument, Complex(*decay))
 
 
 def low_dtype(value: Any) -> Any:

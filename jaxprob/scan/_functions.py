@@ -19,23 +19,27 @@ def made_of(make: Callable[..., F]) -> Callable[..., F]:
     `options` are hashable. What is made sees the function through a weak reference, so that neither keeps the other
     alive; a function that allows none is used as it is, and nothing is kept.
     """
-    kept: weakref.WeakKeyDictionary[Any, dict[Any, F]] = weakref.WeakKeyDictionary()
+    kept: weakref.WeakKeyDictionary[Any, tuple[Callable[..., Any], dict[Any, F]]] = weakref.WeakKeyDictionary()
 
     @functools.wraps(make)
     def get(function: Callable[..., Any], *options: Any) -> F:
         try:
-            entries = kept.setdefault(function, {})
-            reference = weakref.ref(function)
+            if function not in kept:
+                kept[function] = (_through(weakref.ref(function)), {})
         except TypeError:
             return make(function, *options)
+        call, entries = kept[function]
         if options not in entries:
-
-            def call(*args: Any) -> Any:
-                alive = reference()
-                assert alive is not None
-                return alive(*args)
-
             entries[options] = make(call, *options)
         return entries[options]
 
     return get
+
+
+def _through(reference: weakref.ref[Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        alive = reference()
+        assert alive is not None
+        return alive(*args)
+
+    return call

@@ -80,10 +80,14 @@ def _checked(step: Step) -> Step:
 
     def checked(state: Any, x: Any) -> tuple[Any, Any]:
         after, output = step(state, x)
+        name = "the state after a step"
+        core.check_same_structure("scan.scan", name, after, state, dtypes=False)
         # A Python number takes the dtype of what it meets.
-        loose = any(getattr(jax.typeof(leaf), "weak_type", False) for leaf in jax.tree.leaves(state))
-        core.check_same_structure("scan.scan", "the state after a step", after, state, dtypes=not loose)
-        return after, output
+        weak = lambda leaf: getattr(jax.typeof(leaf), "weak_type", False)  # noqa: E731
+        like = jax.tree.map(lambda old, new: new if weak(old) else old, state, after)
+        core.check_same_structure("scan.scan", name, after, like)
+        # A constant is typed as the same on every device, and the state it replaces may not be.
+        return jax.tree.map(varying, after, state), output
 
     return checked
 
@@ -100,31 +104,34 @@ def _restarted(step: Step) -> Step:
     return restarted
 
 
+@made_of
+def _one_chunk(body: Step, length: int, reverse: bool, remat: bool, inside: bool) -> Step:
+    def one(state: Any, xs: Any) -> tuple[Any, Any]:
+        return lax.scan(body, state, xs, length, reverse)
+
+    return jax.checkpoint(one, prevent_cse=not inside) if remat else one
+
+
 def _in_chunks(
     body: Step, init: Any, xs: Any, steps: int, reverse: bool, *, chunk: int, remat: bool
 ) -> tuple[Any, Any]:
     count, rest = divmod(steps, chunk)
     whole = jax.tree.map(lambda x: x[: count * chunk].reshape(count, chunk, *x.shape[1:]), xs)
 
-    def run(state: Any, xs: Any, length: int, inside: bool) -> tuple[Any, Any]:
-        def one(state: Any, xs: Any) -> tuple[Any, Any]:
-            return lax.scan(body, state, xs, length, reverse)
-
-        return jax.checkpoint(one, prevent_cse=not inside)(state, xs) if remat else one(state, xs)
-
     def chunks(state: Any) -> tuple[Any, Any]:
-        state, outputs = lax.scan(lambda state, xs: run(state, xs, chunk, True), state, whole, count, reverse)
+        state, outputs = lax.scan(_one_chunk(body, chunk, reverse, remat, True), state, whole, count, reverse)
         return state, jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:]), outputs)
 
     if rest == 0:
         return chunks(init)
     remaining = take(xs, slice(count * chunk, None))
+    run = _one_chunk(body, rest, reverse, remat, False)
     if reverse:
-        state, late = run(init, remaining, rest, False)
+        state, late = run(init, remaining)
         final, early = chunks(state)
     else:
         state, early = chunks(init)
-        final, late = run(state, remaining, rest, False)
+        final, late = run(state, remaining)
     return final, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
 
 
@@ -162,9 +169,8 @@ def stream(
 
     state, masks = init, None if resets is None else iter(resets)
     for index, xs in enumerate(chunks):
-        mask = None
+        steps, mask = time_length("scan.stream", f"chunk {index}", xs), None
         if masks is not None:
-            steps = time_length("scan.stream", f"chunk {index}", xs)
             try:
                 mask = reset_mask("scan.stream", next(masks), steps)
             except StopIteration:
