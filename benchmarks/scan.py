@@ -3,13 +3,15 @@
 Everything runs in one process, in turn, several rounds; run times are medians, compile times (tracing included) those
 of the first call less the median. The parts:
 
-- affine: elementwise and dense recurrences, with the ratio of `auto` to plain `lax.scan`;
+- affine: elementwise and dense recurrences, by every method;
+- auto: what `auto` chooses on this device beside plain `lax.scan`, these two alone and in turns, so that neither runs
+  behind a program that leaves the caches cold;
 - monoid: products of matrices in the log-semiring (8 states) and running softmax means (16 values);
 - compile: the gradient of a chunked affine scan beside that of `lax.associative_scan`, and the size of both programs;
 - newton: GRUs of one unit, of 64 separate units and of 16 connected ones, beside `lax.scan`;
 - memory: temporary bytes of the gradient of a scan that stores all states and of one that recomputes them by chunks.
 
-    python benchmarks/scan.py [--rounds 9] [--parts affine,monoid,compile,newton,memory] [--out FILE]
+    python benchmarks/scan.py [--rounds 9] [--parts auto,affine,...] [--out FILE]
 
 The results go to benchmarks/results/scan-DEVICE.json by default; parts that are not run stay as they are there.
 """
@@ -104,14 +106,18 @@ def _once(program, args):
     return time.perf_counter() - began
 
 
+def affine_arguments(kind, steps, width):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (steps, width) if kind == "elementwise" else (steps, width, width)
+    decay = jax.random.uniform(keys[0], shape, minval=0.5, maxval=1.0)
+    decay = decay if kind == "elementwise" else decay / width
+    return decay, jax.random.normal(keys[1], (steps, width)), jax.random.normal(keys[2], (width,))
+
+
 def affine_part(rounds, cases):
     rows = []
     for kind, steps, width in cases:
-        keys = jax.random.split(jax.random.key(0), 3)
-        shape = (steps, width) if kind == "elementwise" else (steps, width, width)
-        decay = jax.random.uniform(keys[0], shape, minval=0.5, maxval=1.0)
-        decay = decay if kind == "elementwise" else decay / width
-        args = (decay, jax.random.normal(keys[1], (steps, width)), jax.random.normal(keys[2], (width,)))
+        args = affine_arguments(kind, steps, width)
         reference = np.asarray(AFFINE["lax.scan"](*args))
         for name, function in AFFINE.items():
             error = np.abs(np.asarray(jax.jit(function)(*args)) - reference).max() / np.abs(reference).max()
@@ -145,6 +151,25 @@ def show_affine(row):
         f"compile {row['forward_compile_s']:.2f} + {row['gradient_compile_s']:.2f} s",
         flush=True,
     )
+
+
+def auto_part(rounds, cases):
+    rows = []
+    for kind, steps, width in cases:
+        args = affine_arguments(kind, steps, width)
+        for what in ("forward", "gradient"):
+            pair = {"lax.scan": lax_scan, "auto": ours("auto")}
+            pair = pair if what == "forward" else {name: gradient(function) for name, function in pair.items()}
+            found = alternate(pair, args, rounds)
+            ratio = found["auto"][1] / found["lax.scan"][1]
+            rows.append({"kind": kind, "steps": steps, "width": width, "what": what, "ratio": ratio})
+            rows[-1] |= {f"{name}_ms": 1e3 * times[1] for name, times in found.items()}
+            print(
+                f"{kind:11} T={steps:<6} n={width:<5} {what:8} auto {1e3 * found['auto'][1]:9.3f} ms, "
+                f"{ratio:.3f} of lax.scan",
+                flush=True,
+            )
+    return rows
 
 
 def monoid_part(rounds):
@@ -316,7 +341,7 @@ def main():
     device = "cpu" if on_cpu else jax.devices()[0].device_kind.lower().replace(" ", "-")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--parts", default="affine,monoid,compile,newton,memory")
+    parser.add_argument("--parts", default="affine,auto,monoid,compile,newton,memory")
     parser.add_argument("--out", default=HERE / "results" / f"scan-{device}.json", type=Path)
     options = parser.parse_args()
     widths = (1, 64, 1024)
@@ -325,6 +350,7 @@ def main():
     lengths = (1000, 10000) if on_cpu else (1000, 10000, 100000)
     parts = {
         "affine": lambda: affine_part(options.rounds, elementwise + dense),
+        "auto": lambda: auto_part(3 * options.rounds, elementwise + dense),
         "monoid": lambda: monoid_part(options.rounds),
         "compile": compile_part,
         "newton": lambda: newton_part(options.rounds, lengths),

@@ -82,14 +82,17 @@ def _checked(step: Step) -> Step:
         after, output = step(state, x)
         name = "the state after a step"
         core.check_same_structure("scan.scan", name, after, state, dtypes=False)
-        # A Python number takes the dtype of what it meets.
-        weak = lambda leaf: getattr(jax.typeof(leaf), "weak_type", False)  # noqa: E731
-        like = jax.tree.map(lambda old, new: new if weak(old) else old, state, after)
+        like = jax.tree.map(lambda old, new: new if _is_weak(old) else old, state, after)
         core.check_same_structure("scan.scan", name, after, like)
         # A constant is typed as the same on every device, and the state it replaces may not be.
         return jax.tree.map(varying, after, state), output
 
     return checked
+
+
+def _is_weak(leaf: Any) -> bool:
+    """Whether it came from a Python number, which takes the dtype of what it meets."""
+    return getattr(jax.typeof(leaf), "weak_type", False)
 
 
 @made_of
