@@ -49,7 +49,6 @@ class Structure(NamedTuple):
       pull: `(decay, cotangent) -> cotangent`, by the transposed decay.
       compose: `(after, before) -> decay`, the decay of two steps.
       transpose: `decay -> decay` of the transposed recurrence.
-      forget: `decay -> decay` of the same shape that multiplies by zero.
       keep: `decay -> decay` of the same shape that changes nothing.
     """
 
@@ -58,7 +57,6 @@ class Structure(NamedTuple):
     pull: Callable[[jax.Array, jax.Array], jax.Array]
     compose: Callable[[jax.Array, jax.Array], jax.Array]
     transpose: Callable[[jax.Array], jax.Array]
-    forget: Callable[[jax.Array], jax.Array]
     keep: Callable[[jax.Array], jax.Array]
 
 
@@ -73,7 +71,7 @@ def _identity_matrices(decay: jax.Array) -> jax.Array:
 
 STRUCTURES = {
     "elementwise": Structure(
-        "elementwise", jnp.multiply, jnp.multiply, jnp.multiply, lambda decay: decay, jnp.zeros_like, jnp.ones_like
+        "elementwise", jnp.multiply, jnp.multiply, jnp.multiply, lambda decay: decay, jnp.ones_like
     ),
     "logarithm": Structure(
         "elementwise",
@@ -81,7 +79,6 @@ STRUCTURES = {
         _times_exp,
         jnp.add,
         lambda decay: decay,
-        lambda decay: jnp.full_like(decay, -jnp.inf),
         jnp.zeros_like,
     ),
     "matrix": Structure(
@@ -90,7 +87,6 @@ STRUCTURES = {
         lambda decay, state: core.matmul(state[..., None, :], decay)[..., 0, :],
         core.matmul,
         lambda decay: jnp.swapaxes(decay, -1, -2),
-        jnp.zeros_like,
         _identity_matrices,
     ),
 }

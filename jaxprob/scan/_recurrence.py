@@ -29,21 +29,16 @@ def states_of(
 ) -> jax.Array:
     """The states, by one of the algorithms; no derivative is taken of what happens here."""
     if method == "sequential" and axis_name is None:
-        return _sequential(structure, reverse, decay, increment, start, reset)
-    steps = increment.shape[0]
-    decay = jnp.broadcast_to(decay, (steps, *decay.shape[1:]))
-    if reset is not None:
-        restarted = increment + structure.apply(decay, jnp.broadcast_to(start, increment.shape))
-        increment = where(reset, restarted, increment)
-        decay = where(reset, structure.forget(decay), decay)
-    decay = varying(decay, increment)
+        return _sequential(structure, reverse, decay, increment, start, reset, start)
+    decay = varying(jnp.broadcast_to(decay, (increment.shape[0], *decay.shape[1:])), increment)
+    origin = start
     if axis_name is not None:
-        start = _start_of_piece(structure, method, chunk, reverse, axis_name, decay, increment, start)
+        start = _start_of_piece(structure, method, chunk, reverse, axis_name, decay, increment, start, reset)
     if method == "sequential":
-        return _sequential(structure, reverse, decay, increment, start, None)
+        return _sequential(structure, reverse, decay, increment, start, reset, origin)
     if method == "chunked":
-        return _chunked(structure, chunk, reverse, decay, increment, start)
-    return _associative(structure, reverse, decay, increment, start)
+        return _chunked(structure, chunk, reverse, decay, increment, start, reset, origin)
+    return _associative(structure, reverse, decay, increment, start, reset, origin)
 
 
 def adjoint_states(
@@ -80,6 +75,11 @@ def _next(x: jax.Array, reverse: bool, axis_name: str | None) -> jax.Array:
     return shift(x, edge, not reverse)
 
 
+def _restarted(reset: jax.Array | None, origin: jax.Array, state: jax.Array) -> jax.Array:
+    """The state before a step. It is selected and not multiplied by zero, so that no NaN crosses a reset."""
+    return state if reset is None else where(reset, jnp.broadcast_to(origin, state.shape), state)
+
+
 def _sequential(
     structure: Structure,
     reverse: bool,
@@ -87,12 +87,14 @@ def _sequential(
     increment: jax.Array,
     start: jax.Array,
     reset: jax.Array | None,
+    origin: jax.Array,
 ) -> jax.Array:
+    """The states from `start` on; a reset goes back to `origin`, which is another state where this is a piece."""
     constant = decay[0] if decay.shape[0] == 1 else None
 
     def step(state: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
         factor, added, restart = x
-        before = state if restart is None else jnp.where(restart, start, state)
+        before = _restarted(restart, origin, state)
         after = structure.apply(factor if constant is None else constant, before) + added
         return after, after
 
@@ -115,61 +117,106 @@ def _sequential_adjoint(
     return lax.scan(step, zero, (decay if constant is None else None, cotangents, reset), reverse=not reverse)[1]
 
 
-def _side_by_side(structure: Structure, chunk: int, reverse: bool, decay: jax.Array, increment: jax.Array) -> Any:
-    """Both as (step of chunk, chunk, ...), filled up with steps that change nothing; and how many those are."""
+def _side_by_side(
+    structure: Structure,
+    chunk: int,
+    reverse: bool,
+    decay: jax.Array,
+    increment: jax.Array,
+    reset: jax.Array | None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], int]:
+    """All as (step of chunk, chunk, ...), filled up with steps that change nothing; and how many those are."""
     steps = increment.shape[0]
     count = -(-steps // chunk)
     extra = count * chunk - steps
-    filler = (structure.keep(decay[0]), jnp.zeros_like(increment[0]))
+    filler = (structure.keep(decay[0]), jnp.zeros_like(increment[0]), None if reset is None else jnp.bool_(False))
     cut = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(count, chunk, *x.shape[1:]), 0, 1),
-        pad((decay, increment), filler, extra, reverse),
+        pad((decay, increment, reset), filler, extra, reverse),
     )
     return cut, extra
 
 
-def totals(structure: Structure, reverse: bool, decay: jax.Array, increment: jax.Array) -> Any:
-    """What all steps together do to a state, (decay, increment); axes after the first are side by side."""
+def _combine(structure: Structure, before: Any, after: Any) -> Any:
+    """What two pieces do one after the other: (decay, increment, whether there is a reset in them)."""
+    decay = structure.compose(after[0], before[0])
+    increment = structure.apply(after[0], before[1]) + after[1]
+    if after[2] is None:
+        return decay, increment, None
+    return decay, where(after[2], after[1], increment), before[2] | after[2]
+
+
+def _totals(
+    structure: Structure,
+    reverse: bool,
+    decay: jax.Array,
+    increment: jax.Array,
+    reset: jax.Array | None,
+    origin: jax.Array,
+) -> Any:
+    """What all steps together do to a state; axes after the first are side by side."""
 
     def step(total: Any, x: Any) -> tuple[Any, None]:
-        factor, added = x
-        return (structure.compose(factor, total[0]), structure.apply(factor, total[1]) + added), None
+        factor, added, restart = x
+        state = structure.apply(factor, _restarted(restart, origin, total[1])) + added
+        return (structure.compose(factor, total[0]), state, None if restart is None else total[2] | restart), None
 
-    nothing = varying((structure.keep(decay[0]), jnp.zeros_like(increment[0])), decay, increment)
-    return lax.scan(step, nothing, (decay, increment), reverse=reverse)[0]
+    nothing = (structure.keep(decay[0]), jnp.zeros_like(increment[0]), None if reset is None else reset[0] & False)
+    return lax.scan(step, varying(nothing, decay, increment, reset), (decay, increment, reset), reverse=reverse)[0]
 
 
 def _starts(structure: Structure, reverse: bool, totals: Any, start: jax.Array) -> jax.Array:
     """The state before each piece, from what the pieces do."""
 
     def step(state: jax.Array, total: Any) -> tuple[jax.Array, jax.Array]:
-        return structure.apply(total[0], state) + total[1], state
+        after = structure.apply(total[0], state) + total[1]
+        return (after if total[2] is None else where(total[2], total[1], after)), state
 
     return lax.scan(step, varying(start, totals), totals, reverse=reverse)[1]
 
 
 def _chunked(
-    structure: Structure, chunk: int, reverse: bool, decay: jax.Array, increment: jax.Array, start: jax.Array
+    structure: Structure,
+    chunk: int,
+    reverse: bool,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+    reset: jax.Array | None,
+    origin: jax.Array,
 ) -> jax.Array:
     # The chunks run twice, once for their totals and once for their states: that moves fewer bytes than keeping states
     # and decays of the first run, and no product of decays meets a state from before its chunk.
-    (decay, increment), extra = _side_by_side(structure, chunk, reverse, decay, increment)
-    starts = _starts(structure, reverse, totals(structure, reverse, decay, increment), start)
-    states = _sequential(structure, reverse, decay, increment, starts, None)
+    cut, extra = _side_by_side(structure, chunk, reverse, decay, increment, reset)
+    starts = _starts(structure, reverse, _totals(structure, reverse, *cut, origin), start)
+    decay, increment, reset = cut
+    states = _sequential(structure, reverse, decay, increment, starts, reset, origin)
     whole = jnp.swapaxes(states, 0, 1).reshape(-1, *states.shape[2:])
     return unpad(whole, extra, reverse)
 
 
 def _associative(
-    structure: Structure, reverse: bool, decay: jax.Array, increment: jax.Array, start: jax.Array
+    structure: Structure,
+    reverse: bool,
+    decay: jax.Array,
+    increment: jax.Array,
+    start: jax.Array,
+    reset: jax.Array | None,
+    origin: jax.Array,
 ) -> jax.Array:
     index = -1 if reverse else 0
-    increment = increment.at[index].add(structure.apply(decay[index], start))
+    first = structure.apply(decay[index], start)
+    if reset is not None:
+        # The state from which a reset starts is part of that step's increment.
+        flows = structure.apply(decay, jnp.broadcast_to(origin, increment.shape))
+        first = jnp.where(reset[index], jnp.zeros_like(first), first)
+        increment = where(reset, increment + flows, increment)
+    increment = increment.at[index].add(first)
 
     def combine(before: Any, after: Any) -> Any:
-        return structure.compose(after[0], before[0]), structure.apply(after[0], before[1]) + after[1]
+        return _combine(structure, before, after)
 
-    return lax.associative_scan(combine, (decay, increment), reverse=reverse)[1]
+    return lax.associative_scan(combine, (decay, increment, reset), reverse=reverse)[1]
 
 
 def _start_of_piece(
@@ -181,12 +228,24 @@ def _start_of_piece(
     decay: jax.Array,
     increment: jax.Array,
     start: jax.Array,
+    reset: jax.Array | None,
 ) -> jax.Array:
     """The state before this device's piece: the totals of all pieces, gathered, then one after another."""
     if method == "sequential":
-        total = totals(structure, reverse, decay, increment)
+        total = _totals(structure, reverse, decay, increment, reset, start)
     else:
-        cut, _ = _side_by_side(structure, chunk, reverse, decay, increment)
-        total = totals(structure, reverse, *totals(structure, reverse, *cut))
+        cut, _ = _side_by_side(structure, chunk, reverse, decay, increment, reset)
+        pieces = _totals(structure, reverse, *cut, start)
+        nothing = (
+            structure.keep(pieces[0][0]),
+            jnp.zeros_like(pieces[1][0]),
+            None if reset is None else pieces[2][0] & False,
+        )
+        total = lax.scan(
+            lambda total, piece: (_combine(structure, total, piece), None),
+            varying(nothing, pieces),
+            pieces,
+            reverse=reverse,
+        )[0]
     gathered = lax.all_gather(total, axis_name)
     return _starts(structure, reverse, gathered, start)[lax.axis_index(axis_name)]

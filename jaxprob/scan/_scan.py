@@ -139,7 +139,7 @@ def _in_chunks(
 
 
 def stream(
-    step: Step, init: Any, chunks: Iterable[Any], *, resets: Iterable[Any] | None = None
+    step: Step, init: Any, chunks: Iterable[Any], *, resets: Iterable[Any] | None = None, state: Any = None
 ) -> Iterator[tuple[Any, Any]]:
     """Runs a recurrence over chunks that come one by one from the host: files, a socket, more than memory holds.
 
@@ -148,9 +148,10 @@ def stream(
       init: the state before the first step.
       chunks: yields pytrees of arrays (time, ...); chunks of one length share a compiled program.
       resets: yields booleans (time,) for each chunk, or None: where true the state is `init` again.
+      state: a state to go on from, one that an earlier stream yielded; `init` by default. Resets go back to `init`.
 
     Yields:
-      the state after each chunk, and the outputs (time, ...) of its steps. A state can be saved, and passed as `init`
+      the state after each chunk, and the outputs (time, ...) of its steps. A state can be saved, and passed as `state`
       to go on with the same numbers.
 
     Raises:
@@ -170,7 +171,9 @@ def stream(
         (state, _), outputs = lax.scan(_restarted(step), (state, start), (mask, xs))
         return state, outputs
 
-    state, masks = init, None if resets is None else iter(resets)
+    state = init if state is None else jax.tree.map(jnp.asarray, state)
+    core.check_same_structure("scan.stream", "state", state, init, dtypes=False)
+    masks = None if resets is None else iter(resets)
     for index, xs in enumerate(chunks):
         steps, mask = time_length("scan.stream", f"chunk {index}", xs), None
         if masks is not None:

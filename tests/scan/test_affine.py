@@ -296,17 +296,18 @@ def test_gradients_of_a_loop_in_float32_are_no_nearer():
 
 
 def second(function, name, reverse, **options):
-    """Forward over reverse: the whole Hessian of the decay. Reverse over reverse: the slope of a sum of squares."""
+    """Forward over reverse: the Hessian of decay and init. Reverse over reverse: the slope of a sum of squares."""
     mask = np.array([False, False, True, False])
 
     def both(problem):
-        def total(decay):
-            return objective(function)(name, problem._replace(decay=decay), reverse, mask, **options)
+        def total(free):
+            return objective(function)(name, problem._replace(**free), reverse, mask, **options)
 
-        def squares(decay):
-            return sum(jnp.sum(x * x) for x in jax.grad(total)(decay))
+        def squares(free):
+            return sum(jnp.sum(x * x) for x in jax.tree.leaves(jax.grad(total)(free)))
 
-        return jax.hessian(total)(problem.decay), jax.grad(squares)(problem.decay)
+        free = {"decay": problem.decay, "init": problem.init}
+        return jax.hessian(total)(free), jax.grad(squares)(free)
 
     return both
 
@@ -535,3 +536,29 @@ def test_the_chunked_program_does_not_grow():
     # 1,024 and 65,536 have whole square roots, so that nothing is added at the end of either.
     assert size("chunked", 1024) == size("chunked", 65536)
     assert size("associative", 65536) > 1.3 * size("associative", 1024)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["elementwise", "matrix", "logarithm"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("where", ["increment", "decay"])
+def test_nothing_crosses_a_reset(bad, kind, reverse, where):
+    """In no method: what is not finite before a reset is not there after it, inside a chunk and between chunks."""
+    steps, at = 12, 9 if reverse else 2
+    reset = np.isin(np.arange(steps), [1, 7] if not reverse else [10, 4])
+    decay, increment = np.full((steps, 2), 0.5, np.float32), np.ones((steps, 2), np.float32)
+    decay = decay[..., None] * np.eye(2, dtype=np.float32) if kind == "matrix" else decay
+    decay = np.log(decay) if kind == "logarithm" else decay
+    (increment if where == "increment" else decay)[at] = bad
+    init = np.array([3.0, -1.0], np.float32)
+    later = np.arange(steps) <= 4 if reverse else np.arange(steps) >= 7
+    want, state = np.zeros((steps, 2)), init.astype(float)
+    for t in sorted(np.flatnonzero(later), reverse=reverse):
+        state = 0.5 * state + 1
+        want[t] = state
+    given = Exponential(decay) if kind == "logarithm" else decay
+    for method, chunk in (("sequential", None), ("chunked", 3), ("chunked", 5), ("associative", None)):
+        run = functools.partial(scan.affine, init=init, reverse=reverse, reset=reset, method=method, chunk=chunk)
+        states = np.asarray(run(given, increment).states)
+        np.testing.assert_allclose(states[later], want[later], rtol=1e-6)
+        assert not np.isfinite(states[at]).all()

@@ -264,3 +264,15 @@ def test_without_steps():
     assert got.states.shape == (0, 3)
     with pytest.raises(ValueError, match=r"^scan.affine: axis_name is space; expected an axis of the mesh"):
         scan.affine(decay, increment, init, mesh=MESHES[4], axis_name="space")
+
+
+@pytest.mark.parametrize("method", ["sequential", "chunked", "associative"])
+def test_nothing_crosses_a_reset_on_another_device(method):
+    """The NaN is on the first device, the reset on the second; the last two have neither."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("time",))
+    increment, reset = np.ones(16, np.float32), np.arange(16) == 6
+    increment[1] = np.nan
+    got = scan.affine(np.full(16, 0.5, np.float32), increment, reset=reset, method=method, mesh=mesh, axis_name="time")
+    np.testing.assert_allclose(got.states[6:], 2 - 0.5 ** np.arange(10), rtol=1e-6)
+    np.testing.assert_allclose(got.final, 2 - 0.5**9, rtol=1e-6)
+    assert np.isnan(np.asarray(got.states[1:6])).all()

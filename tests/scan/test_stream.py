@@ -178,3 +178,15 @@ def test_a_step_that_changes_the_state(resets):
 
     with pytest.raises(ValueError, match=r"leaf 'count', is float32 of shape \(\); expected int32 of shape \(\)\."):
         next(scan.stream(own, start(), cut(draw()[0]), resets=resets))
+
+
+def test_a_reset_after_going_on_from_a_saved_state_goes_back_to_the_first():
+    def add(state, x):
+        return state + x, state + x
+
+    parts = [np.ones(3, np.float32), np.ones(3, np.float32)]
+    masks = [np.zeros(3, bool), np.array([False, True, False])]
+    whole = [outputs.tolist() for _, outputs in scan.stream(add, jnp.float32(10), parts, resets=masks)]
+    ((saved, _),) = scan.stream(add, jnp.float32(10), parts[:1], resets=masks[:1])
+    ((_, outputs),) = scan.stream(add, jnp.float32(10), parts[1:], resets=masks[1:], state=saved)
+    assert whole[1] == outputs.tolist() == [14.0, 11.0, 12.0]
