@@ -52,7 +52,7 @@ def choose(function: str, method: str, kind: str, steps: int) -> Choice:
     backend = platform()
     rows = _TABLE.get(backend, _TABLE["gpu"])
     if not rows:
-        return Choice("sequential", f"on {backend} a loop is faster at every length")
+        return Choice("sequential", f"on {backend} a loop is as a rule faster at every length")
     shortest, parallel = rows[kind]
     if steps < shortest:
         return Choice("sequential", f"{steps} steps are fewer than {shortest}, from where {parallel} is faster")

@@ -51,7 +51,8 @@ class NewtonResult(NamedTuple):
       lyapunov_exponent: mean logarithmic growth of a small difference, a step. Unreliable with an estimated Jacobian.
       unstable: whether it is positive: nearby trajectories part, and no method parallel in time can be expected to
         converge.
-      first_nonfinite: the first time, in the order of processing, at which a state is NaN or infinite; -1 if none is.
+      first_nonfinite: the first time, in the order of processing, at which a state, or the step that leads to it, is
+        NaN or infinite; -1 if none is.
     """
 
     states: Any
@@ -201,9 +202,10 @@ def _program(step: Callable[[Any, Any], Any], options: _Options, steps: int) -> 
         control = (first, damping, tolerance, max_iterations)
         packed, converged, residual, iterations = _root(system, eps, start, xs, reset, constants, control)
         fixed = jax.tree.map(lax.stop_gradient, (packed, start, xs, constants))
-        jacobians = system.along(fixed[0], fixed[1], fixed[2], reset, fixed[3])[1]
+        after, jacobians = system.along(fixed[0], fixed[1], fixed[2], reset, fixed[3])
         exponent = lyapunov_exponent(layout.kind, options.method, options.chunk, jacobians, options.reverse)
-        finite = jnp.all(jnp.isfinite(fixed[0]), tuple(range(1, packed.ndim)))
+        # Also of the steps: without a fallback the states may still be the guess.
+        finite = jnp.all(jnp.isfinite(fixed[0]) & jnp.isfinite(after), tuple(range(1, packed.ndim)))
         bad = jnp.argmin(finite[::-1] if options.reverse else finite).astype(jnp.int32)
         bad = steps - 1 - bad if options.reverse else bad
         states = jax.vmap(layout.unpack)(packed)

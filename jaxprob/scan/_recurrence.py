@@ -63,15 +63,17 @@ def adjoint_states(
     constant = decay.shape[0] == 1 != cotangents.shape[0]
     later = transposed if constant else _next(transposed, reverse, axis_name)
     ended = None if reset is None else _next(reset, reverse, axis_name)
+    if ended is not None and not constant:
+        # Nothing flows back across a reset, not even zero times a decay that is not a number.
+        later = where(ended, jnp.zeros_like(later), later)
     zero = varying(jnp.zeros_like(cotangents[0]), cotangents)
     return states_of(structure, method, chunk, not reverse, axis_name, later, cotangents, zero, ended)
 
 
 def _next(x: jax.Array, reverse: bool, axis_name: str | None) -> jax.Array:
-    """At each step what stands at the step after it; at the last one anything finite."""
+    """At each step what stands at the step after it; zero at the last one."""
     edge = last(x, not reverse)
-    if axis_name is not None:
-        edge = neighbour(edge, not reverse, axis_name)
+    edge = jnp.zeros_like(edge) if axis_name is None else neighbour(edge, not reverse, axis_name)
     return shift(x, edge, not reverse)
 
 

@@ -562,3 +562,26 @@ def test_nothing_crosses_a_reset(bad, kind, reverse, where):
         states = np.asarray(run(given, increment).states)
         np.testing.assert_allclose(states[later], want[later], rtol=1e-6)
         assert not np.isfinite(states[at]).all()
+
+
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["elementwise", "matrix"])
+def test_no_gradient_crosses_a_reset(at, reverse, kind):
+    """A decay that is not a number, at the first step or at the reset itself, harms no gradient on the other side."""
+    time = np.arange(8)[::-1] if reverse else np.arange(8)  # in the order of processing
+    reset, kept = time == 4, time >= 4 if at == 0 else time < 4
+    decay = np.where(time == at, np.nan, 0.5).astype(np.float32)[:, None]
+    decay = decay[..., None] if kind == "matrix" else decay
+    left = np.where(kept, (7 if at == 0 else 3) - time, 0)  # steps until the end of the side that counts
+    want = np.where(kept, 2 - 0.5**left, 0)
+
+    for method, chunk in (("sequential", None), ("chunked", 3), ("associative", None)):
+        run = functools.partial(scan.affine, decay, init=np.ones(1, np.float32), reverse=reverse, reset=reset)
+
+        def total(increment, run=run, method=method, chunk=chunk):
+            states = run(increment, method=method, chunk=chunk).states[:, 0]
+            return jnp.sum(jnp.where(kept, states, 0))
+
+        gradient = jax.grad(total)(jnp.ones((8, 1)))[:, 0]
+        np.testing.assert_allclose(np.asarray(gradient)[kept], want[kept], rtol=1e-6)

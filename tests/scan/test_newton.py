@@ -527,3 +527,14 @@ def test_a_recurrence_that_grows_beyond_all_numbers():
     assert got.first_nonfinite == 7  # 2, 6, 38, 1446, 2.1e6, 4.4e12, 1.9e25, then beyond 3.4e38
     np.testing.assert_allclose(got.states[:4, 0], [2, 6, 38, 1446], rtol=1e-6)
     assert got.unstable or not np.isfinite(got.lyapunov_exponent)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_time_of_a_nan_is_known_without_a_fallback(reverse):
+    """Newton gives up at once and the states are the guess, which is finite."""
+    xs = np.zeros((40, 3), np.float32)
+    xs[[11, 25]] = np.nan
+    got = scan.newton(lambda x, u: jnp.tanh(0.5 * x + u), jnp.ones(3), xs, reverse=reverse, fallback=False)
+    assert not got.converged
+    assert got.residual == np.inf
+    assert got.first_nonfinite == (25 if reverse else 11)
