@@ -85,8 +85,8 @@ noise = 0.1 * jax.random.normal(jax.random.key(2), (steps, 3))
 paths = scan.affine(decay, scan.Complex(noise, jnp.zeros_like(noise)))
 figure, axes = plt.subplots(figsize=(8, 2.5))
 axes.plot(paths.states.real)
-axes.set_xlabel("time")
-axes.set_title("three damped oscillators driven by noise")
+_ = axes.set(xlabel="time", title="three damped oscillators driven by noise")
+
 # %% [markdown]
 # Which algorithm runs is a matter of the device. All give the same values, and the same derivatives of any order: a
 # gradient is one more affine recurrence, run backwards.
