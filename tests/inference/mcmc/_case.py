@@ -1,0 +1,34 @@
+"""One row of the battery: a kernel, the targets it is for, and how long to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxprob import core
+from tests.inference.mcmc._targets import Target
+
+
+class Case(NamedTuple):
+    """A kernel in the battery (`test_battery.py`).
+
+    Attributes:
+      name: of the kernel and its options.
+      build: `target -> Algorithm`. Uses `target.log_density`, or `target.prior` and `target.log_likelihood`, and nothing
+        else: in the Geweke test they hold tracers, and the rest is missing.
+      targets: names in `TARGETS`; the first serves the tests of transformations too.
+      kind: "continuous", "latent" (a Gaussian prior on a flat position), "discrete" or "mixed": which Geweke model.
+      transitions: from exact draws, in the test of invariance.
+      steps: of 64 chains from `target.far`; the first third is left out.
+      moved: least fraction of chains that must be elsewhere after `transitions`.
+      walkers: for ensembles, how many positions an algorithm's position holds on a leading axis.
+    """
+
+    name: str
+    build: Callable[[Target], core.Algorithm]
+    targets: tuple[str, ...]
+    kind: str = "continuous"
+    transitions: int = 3
+    steps: int = 1500
+    moved: float = 0.3
+    walkers: int | None = None

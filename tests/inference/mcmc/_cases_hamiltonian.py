@@ -1,0 +1,37 @@
+"""Hamiltonian kernels in the battery."""
+
+from functools import partial
+
+import numpy as np
+
+from jaxprob.inference import mcmc
+from tests.inference.mcmc._case import Case
+
+DENSE = np.array([[1.0, 0.5, 0, 0.2], [0.5, 2, 0, 0], [0, 0, 0.7, 0.1], [0.2, 0, 0.1, 1.5]], np.float32)
+
+
+def case(name, kernel, targets, **options):
+    return Case(name, lambda target: kernel(target.log_density), targets, **options)
+
+
+CASES = [
+    case(
+        "nuts",
+        partial(mcmc.nuts, step_size=0.4),
+        ("gaussian", "skewed", "funnel", "mixture", "beta-binomial", "path"),
+        steps=600,
+    ),
+    case("nuts, dense", partial(mcmc.nuts, step_size=0.4, inverse_mass_matrix=DENSE), ("skewed",), steps=600),
+    case("nuts, coarse", partial(mcmc.nuts, step_size=0.75), ("skewed",), steps=600),
+    case("nuts, cut short", partial(mcmc.nuts, step_size=0.15, max_tree_depth=2), ("skewed",)),
+    case(
+        "hmc",
+        partial(mcmc.hmc, step_size=0.3, num_integration_steps=6),
+        ("gaussian", "skewed", "funnel", "mixture", "beta-binomial"),
+    ),
+    case(
+        "hmc, dense and coarse",
+        partial(mcmc.hmc, step_size=0.6, inverse_mass_matrix=DENSE, num_integration_steps=3),
+        ("skewed",),
+    ),
+]
