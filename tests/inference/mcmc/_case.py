@@ -14,7 +14,7 @@ class Case(NamedTuple):
 
     Attributes:
       name: of the kernel and its options.
-      build: `target -> Algorithm`. Uses `target.log_density`, or `target.prior` and `target.log_likelihood`, and nothing
+      build: `target -> Algorithm`. Uses `target.log_density`, or `target.prior` and `target.log_likelihood`, nothing
         else: in the Geweke test they hold tracers, and the rest is missing.
       targets: names in `TARGETS`; the first serves the tests of transformations too.
       kind: "continuous", "latent" (a Gaussian prior on a flat position), "discrete" or "mixed": which Geweke model.

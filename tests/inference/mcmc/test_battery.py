@@ -141,7 +141,7 @@ def test_chains_from_afar_find_the_target(case, name):
     @jax.vmap
     def run(key, position):
         def step(state, index):
-            state, info = algorithm.step(core.fold(key, index), state)
+            state, _ = algorithm.step(core.fold(key, index), state)
             return state, core.position_of(state)
 
         state = algorithm.init(position, core.fold(key, 2**31))
