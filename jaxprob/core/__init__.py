@@ -2,6 +2,7 @@
 
 from jaxprob.core._algorithm import Algorithm as Algorithm
 from jaxprob.core._algorithm import Info as Info
+from jaxprob.core._algorithm import Interruptible as Interruptible
 from jaxprob.core._algorithm import LogDensity as LogDensity
 from jaxprob.core._algorithm import Position as Position
 from jaxprob.core._algorithm import Shared as Shared

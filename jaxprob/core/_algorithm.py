@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
+
 from jaxprob.core._keys import Key
 
 Position: TypeAlias = Any
@@ -28,6 +30,29 @@ class Algorithm(NamedTuple):
 
     init: Callable[[Position, Key], State]
     step: Callable[[Key, State], tuple[State, Info]]
+
+
+class Interruptible(NamedTuple):
+    """An algorithm whose transitions are made of small moves of equal cost.
+
+    Chains that are mapped side by side need not wait for each other: one may begin its next transition while another
+    is still on its way. `step` is `begin`, then `move` until `finished`, then `end`, and gives the same draws.
+
+    Attributes:
+      init: `(position, key) -> state`, as in `Algorithm`.
+      step: `(key, state) -> (state, info)`, as in `Algorithm`.
+      begin: `(key, state) -> work`, a transition that is about to move.
+      move: `work -> work`; of a transition that has finished it changes nothing that counts.
+      finished: `work -> bool`.
+      end: `work -> (state, info)`, of a transition that has finished.
+    """
+
+    init: Callable[[Position, Key], State]
+    step: Callable[[Key, State], tuple[State, Info]]
+    begin: Callable[[Key, State], Any]
+    move: Callable[[Any], Any]
+    finished: Callable[[Any], jax.Array]
+    end: Callable[[Any], tuple[State, Info]]
 
 
 class Shared(NamedTuple):

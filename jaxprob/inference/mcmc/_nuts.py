@@ -68,7 +68,7 @@ class _Draws(NamedTuple):
     forwards: jax.Array  # (levels,), bool: the direction of each doubling
     acceptances: jax.Array  # (levels,), uniform: whether the point of each doubling is accepted
     leaves: jax.Array  # (EARLY,), uniform: whether each leaf is chosen, as long as there are few
-    leaf_key: core.Key  # with the leaf's number it makes the uniform of any further leaf
+    leaf_words: jax.Array  # (2,), uint32: of the key that makes the uniform of any further leaf
 
 
 class _Span(NamedTuple):
@@ -82,7 +82,8 @@ class _Span(NamedTuple):
 class _Trajectory(NamedTuple):
     """The carry of the loop over leaves."""
 
-    leaves: jax.Array  # (), so far, the initial point included; the same for all chains under vmap
+    leaves: jax.Array  # (), so far, the initial point included; in `step` the same for all chains under vmap
+    initial: jax.Array  # (), the energy of the initial point
     ends: jax.Array  # (2, 3, size): the earliest leaf and the latest; position, momentum, force
     stack: jax.Array  # (levels, 3, size): the tree that waits at each level, a `_Span`
     tree: _Choice  # among the leaves of completed doublings
@@ -94,6 +95,20 @@ class _Trajectory(NamedTuple):
     active: jax.Array  # (), bool
 
 
+class Work(NamedTuple):
+    """A transition under way.
+
+    Attributes:
+      state: where it began.
+      draws: its random numbers.
+      trajectory: so far.
+    """
+
+    state: State
+    draws: _Draws
+    trajectory: _Trajectory
+
+
 def nuts(
     log_density: core.LogDensity,
     step_size: Any = 0.1,
@@ -101,7 +116,7 @@ def nuts(
     *,
     max_tree_depth: int = 10,
     tree_depth_limit: Any = None,
-) -> core.Algorithm:
+) -> core.Interruptible:
     """The no-U-turn sampler.
 
     Args:
@@ -113,7 +128,8 @@ def nuts(
       tree_depth_limit: (), integer that may be traced and bounds the doublings further; none by default.
 
     Returns:
-      Algorithm whose state is a `State` and whose info is a `NUTSInfo`.
+      Algorithm whose state is a `State` and whose info is a `NUTSInfo`. Its transitions are made of moves of one
+      gradient each, so that many chains need not wait for the deepest tree: see `interleave`.
 
     Raises:
       TypeError: if `log_density` is no function.
@@ -136,39 +152,49 @@ def nuts(
     def init(position: Any, key: core.Key) -> State:
         return hamiltonian.init(target, metric, position, "nuts")
 
-    def step(key: core.Key, state: State) -> tuple[State, NUTSInfo]:
-        flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
+    def begin(key: core.Key, state: State) -> Work:
+        flat, scale, _ = hamiltonian.prepare(target, metric, step_size, state)
         draws = _draw(core.as_key(key, "nuts"), flat, max_tree_depth)
-        start = hamiltonian.start(flat, scale, draws.momentum, state)
-        end = _grow(flat, scale, size, start, draws, limit)
+        return Work(state, draws, _start(hamiltonian.start(flat, scale, draws.momentum, state), max_tree_depth))
+
+    def move(work: Work) -> Work:
+        flat, scale, size = hamiltonian.prepare(target, metric, step_size, work.state)
+        return work._replace(trajectory=_leaf(flat, scale, size, work.draws, work.trajectory, 1 << limit))
+
+    def finished(work: Work) -> jax.Array:
+        return ~work.trajectory.active
+
+    def end(work: Work) -> tuple[State, NUTSInfo]:
+        flat, _, size = hamiltonian.prepare(target, metric, step_size, work.state)
+        last = work.trajectory
         info = NUTSInfo(
-            acceptance_rate=end.acceptance / end.num_steps.astype(flat.dtype),
-            num_steps=end.num_steps,
-            tree_depth=end.depth,
-            diverging=end.diverging,
-            energy=end.tree.energy,
-            log_density=end.tree.log_density,
+            acceptance_rate=last.acceptance / last.num_steps.astype(flat.dtype),
+            num_steps=last.num_steps,
+            tree_depth=last.depth,
+            diverging=last.diverging,
+            energy=last.tree.energy,
+            log_density=last.tree.log_density,
             step_size=size,
         )
-        position, gradient = flat.unravel(end.tree.position), flat.unravel(end.tree.gradient)
-        return State(position, end.tree.log_density, gradient), info
+        return State(flat.unravel(last.tree.position), last.tree.log_density, flat.unravel(last.tree.gradient)), info
 
-    return core.Algorithm(init, step)
+    def step(key: core.Key, state: State) -> tuple[State, NUTSInfo]:
+        return end(lax.while_loop(lambda work: _any(work.trajectory.active), move, begin(key, state)))
+
+    return core.Interruptible(init, step, begin, move, finished, end)
 
 
 def _draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
     # One call of the generator for all: each costs compile time. A key made of random bits is as good as a split one.
     parts = (flat.size, levels, levels, EARLY)
     width = jnp.finfo(flat.dtype).bits
-    words = jax.random.key_data(key).size
-    bits = jax.random.bits(key, (sum(parts) + words,), f"uint{width}")
-    leaf_key = jax.random.wrap_key_data(bits[:words].astype("uint32"), impl=jax.random.key_impl(key))
+    bits = jax.random.bits(key, (2 + sum(parts),), f"uint{width}")
     # Halfway between neighbours: never 0 or 1, and symmetrical.
     fraction = jnp.finfo(flat.dtype).nmant
-    uniforms = ((bits[words:] >> (width - fraction)).astype(flat.dtype) + 0.5) * 2.0**-fraction
+    uniforms = ((bits[2:] >> (width - fraction)).astype(flat.dtype) + 0.5) * 2.0**-fraction
     normal, forwards, acceptances, leaves = jnp.split(uniforms, np.cumsum(parts[:-1]))
     momentum = jnp.asarray(math.sqrt(2), flat.dtype) * lax.erf_inv(2 * normal - 1)
-    return _Draws(momentum, forwards > 0.5, acceptances, leaves, leaf_key)
+    return _Draws(momentum, forwards > 0.5, acceptances, leaves, bits[:2].astype("uint32"))
 
 
 def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
@@ -176,85 +202,27 @@ def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
 
     def late(leaf: jax.Array) -> jax.Array:
         # One hash rather than two: with threefry, the bits of a folded key are a word of that key's random stream.
-        words = jax.random.key_data(core.fold(draws.leaf_key, leaf))
+        key = jax.random.wrap_key_data(draws.leaf_words, impl="threefry2x32")
+        words = jax.random.key_data(core.fold(key, leaf))
         return ((words[0] ^ words[-1]) >> 8).astype(draws.leaves.dtype) * 2.0**-24
 
     return lax.cond(leaf < EARLY, lambda leaf: _row(draws.leaves, leaf), late, leaf)
 
 
-def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws: _Draws, limit: Any) -> _Trajectory:
-    """Doubles the trajectory until it turns, diverges or has been doubled `limit` times."""
-    dtype, levels = flat.dtype, draws.forwards.size
-    initial = hamiltonian.energy(start)
-    flips = draws.forwards != jnp.roll(draws.forwards, -1)
-    latest = jnp.arange(2).reshape(2, 1, 1) == 1
-
-    def leaf(carry: _Trajectory) -> _Trajectory:
-        depth = 31 - lax.clz(carry.leaves)
-        forward = _row(draws.forwards, depth)
-        position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
-        origin = Point(position, momentum, force, force, initial)
-        point = hamiltonian.leapfrog(flat, metric, origin, lax.select(forward, step_size, -step_size))
-        energy = hamiltonian.energy(point)
-        weight, rate, diverging = hamiltonian.compare(initial, energy)
-
-        # Within a doubling a leaf is chosen in proportion to its weight.
-        total = jnp.logaddexp(carry.subtree.log_weight, weight)
-        here = _Choice(point.position, point.gradient, point.log_density, energy, total)
-        chosen = _leaf_uniform(draws, carry.leaves) < jnp.exp(weight - total)
-        subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
-
-        def waits(loop: tuple[Any, Any, Any]) -> Any:
-            return (carry.leaves >> loop[0]) & 1 == 1
-
-        def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-            level, node, turned = loop
-            node, turns = _merge(_Span(*_row(carry.stack, level)), node)
-            return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
-
-        node = _Span(point.momentum, point.momentum, point.momentum)
-        # The first level that turned, or -1 for a divergence, or `levels` for neither.
-        never = jnp.where(diverging, jnp.int32(-1), jnp.int32(levels))
-        level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
-
-        # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
-        # rejected whole. Between trees the choice is biased to the newer one.
-        full = level > depth
-        joins = full & (turned >= depth) & carry.active
-        accepted = joins & (_row(draws.acceptances, depth) < jnp.exp(total - carry.tree.log_weight))
-        both = jnp.logaddexp(carry.tree.log_weight, total)
-        tree = _choose(accepted, subtree, carry.tree)
-        tree = tree._replace(log_weight=jnp.where(joins, both, carry.tree.log_weight))
-
-        # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
-        # its density is evaluated at points where it has been evaluated already.
-        flip = full & _row(flips, depth)
-        node = _Span(lax.select(flip, node.last, node.first), lax.select(flip, node.first, node.last), node.total)
-        moves = (latest == forward) & carry.active
-        new = jnp.stack([point.position, point.momentum, point.force])
-        return _Trajectory(
-            leaves=carry.leaves + 1,
-            ends=jnp.where(moves, jnp.expand_dims(new, 0), carry.ends),
-            stack=lax.dynamic_update_index_in_dim(carry.stack, jnp.stack(node), level, 0),
-            tree=tree,
-            subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
-            acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
-            num_steps=carry.num_steps + carry.active.astype(jnp.int32),
-            depth=carry.depth + joins.astype(jnp.int32),
-            diverging=carry.diverging | (carry.active & diverging),
-            active=carry.active & (turned == levels),
-        )
-
+def _start(start: Point, levels: int) -> _Trajectory:
+    """A trajectory of one point."""
     # Made from what differs between chains: `vmap` finds out which parts of a carry differ by going through the loop
     # again and again, and goes through this one once.
+    initial = hamiltonian.energy(start)
     no = (initial == initial) & False
-    none, zero = no.astype(jnp.int32), no.astype(dtype)
+    none, zero = no.astype(jnp.int32), no.astype(initial.dtype)
     ends = jnp.stack([start.position, start.momentum, start.force])
     choice = _Choice(start.position, start.gradient, start.log_density, initial, zero)
-    carry = _Trajectory(
+    return _Trajectory(
         leaves=jnp.int32(1),
-        ends=jnp.broadcast_to(ends, (2, 3, flat.size)),
-        stack=jnp.broadcast_to(start.momentum, (levels, 3, flat.size)),
+        initial=initial,
+        ends=jnp.broadcast_to(ends, (2, 3, start.position.size)),
+        stack=jnp.broadcast_to(start.momentum, (levels, 3, start.position.size)),
         tree=choice,
         subtree=choice._replace(log_weight=zero - jnp.inf),
         acceptance=zero,
@@ -263,7 +231,70 @@ def _grow(flat: Flat, metric: Metric, step_size: jax.Array, start: Point, draws:
         diverging=no,
         active=~no,
     )
-    return lax.while_loop(lambda c: (c.leaves < (1 << limit)) & _any(c.active), leaf, carry)
+
+
+def _leaf(
+    flat: Flat, metric: Metric, step_size: jax.Array, draws: _Draws, carry: _Trajectory, most: Any
+) -> _Trajectory:
+    """Adds one leaf to a trajectory, of `most` at the most: one leapfrog step, and the merges that it completes."""
+    levels, initial = draws.forwards.size, carry.initial
+    flips = draws.forwards != jnp.roll(draws.forwards, -1)
+    latest = jnp.arange(2).reshape(2, 1, 1) == 1
+    depth = 31 - lax.clz(carry.leaves)
+    forward = _row(draws.forwards, depth)
+    position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
+    origin = Point(position, momentum, force, force, initial)
+    point = hamiltonian.leapfrog(flat, metric, origin, lax.select(forward, step_size, -step_size))
+    energy = hamiltonian.energy(point)
+    weight, rate, diverging = hamiltonian.compare(initial, energy)
+
+    # Within a doubling a leaf is chosen in proportion to its weight.
+    total = jnp.logaddexp(carry.subtree.log_weight, weight)
+    here = _Choice(point.position, point.gradient, point.log_density, energy, total)
+    chosen = _leaf_uniform(draws, carry.leaves) < jnp.exp(weight - total)
+    subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
+
+    def waits(loop: tuple[Any, Any, Any]) -> Any:
+        return (carry.leaves >> loop[0]) & 1 == 1
+
+    def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        level, node, turned = loop
+        node, turns = _merge(_Span(*_row(carry.stack, level)), node)
+        return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
+
+    node = _Span(point.momentum, point.momentum, point.momentum)
+    # The first level that turned, or -1 for a divergence, or `levels` for neither.
+    never = jnp.where(diverging, jnp.int32(-1), jnp.int32(levels))
+    level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
+
+    # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
+    # rejected whole. Between trees the choice is biased to the newer one.
+    full = level > depth
+    joins = full & (turned >= depth) & carry.active
+    accepted = joins & (_row(draws.acceptances, depth) < jnp.exp(total - carry.tree.log_weight))
+    both = jnp.logaddexp(carry.tree.log_weight, total)
+    tree = _choose(accepted, subtree, carry.tree)
+    tree = tree._replace(log_weight=jnp.where(joins, both, carry.tree.log_weight))
+
+    # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
+    # its density is evaluated at points where it has been evaluated already.
+    flip = full & _row(flips, depth)
+    node = _Span(lax.select(flip, node.last, node.first), lax.select(flip, node.first, node.last), node.total)
+    moves = (latest == forward) & carry.active
+    new = jnp.stack([point.position, point.momentum, point.force])
+    return _Trajectory(
+        leaves=carry.leaves + 1,
+        initial=initial,
+        ends=jnp.where(moves, jnp.expand_dims(new, 0), carry.ends),
+        stack=lax.dynamic_update_index_in_dim(carry.stack, jnp.stack(node), level, 0),
+        tree=tree,
+        subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
+        acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
+        num_steps=carry.num_steps + carry.active.astype(jnp.int32),
+        depth=carry.depth + joins.astype(jnp.int32),
+        diverging=carry.diverging | (carry.active & diverging),
+        active=carry.active & (turned == levels) & (carry.leaves + 1 < most),
+    )
 
 
 def _merge(one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
