@@ -3,6 +3,7 @@
 from jaxprob.inference.mcmc._hamiltonian import State as State
 from jaxprob.inference.mcmc._hmc import HMCInfo as HMCInfo
 from jaxprob.inference.mcmc._hmc import hmc as hmc
+from jaxprob.inference.mcmc._interleave import interleave as interleave
 from jaxprob.inference.mcmc._metric import Metric as Metric
 from jaxprob.inference.mcmc._metropolis import MetropolisInfo as MetropolisInfo
 from jaxprob.inference.mcmc._metropolis import MetropolisState as MetropolisState
