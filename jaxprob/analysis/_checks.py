@@ -298,7 +298,7 @@ def _energy(run: Run) -> Iterator[Finding]:
 def _acceptance(run: Run) -> Iterator[Finding]:
     target = run.target_acceptance
     if target is None and "energy" in run.stats:
-        target = 0.8
+        target = 0.85
     if "acceptance_rate" not in run.stats or target is None:
         return
     rates = np.mean(run.stats["acceptance_rate"], axis=1)

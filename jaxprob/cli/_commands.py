@@ -69,7 +69,7 @@ def demo(arguments: argparse.Namespace) -> int:
     posterior = _demo.posterior()
     progress = None if arguments.quiet else runtime.progress.terminal()
     result = runtime.sample(
-        posterior, jax.random.key(0), chains=4, warmup=1000, draws=1500, out=out, resume=resume, progress=progress
+        posterior, jax.random.key(0), chains=4, draws=1500, out=out, resume=resume, progress=progress
     )
     return _conclude(result, "run it again to go on", _demo.figures)
 

@@ -93,7 +93,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("the run")
     run.add_argument("--chains", type=_positive, default=4, metavar="N", help="number of chains (default: 4)")
     run.add_argument(
-        "--warmup", type=_natural, default=1000, metavar="N", help="warm-up steps of each chain (default: 1000)"
+        "--warmup", type=_natural, metavar="N", help="warm-up steps of each chain (default: 400 for four chains)"
     )
     run.add_argument("--draws", type=_positive, default=1000, metavar="N", help="draws of each chain (default: 1000)")
     run.add_argument("--thin", type=_positive, default=1, metavar="N", help="keep every N-th draw (default: 1)")
@@ -103,9 +103,9 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--target-acceptance",
         type=_fraction,
         metavar="P",
-        help="acceptance that the step size is tuned for (default: 0.8)",
+        help="acceptance that the step size is tuned for (default: 0.85)",
     )
-    run.add_argument("--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: diagonal)")
+    run.add_argument("--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: what suits the size)")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random key (default: 0)")
     run.add_argument(
         "--until",

@@ -76,7 +76,10 @@ class Job:
     def compile(self) -> None:
         """Compiles the chunk by running none of its steps."""
         began = time.perf_counter()
-        self._chunk(0, record=False)
+        if self.step < self.warmup or not self.program.interleave:
+            self._chunk(0, record=False)
+        if self.program.interleave:
+            self._chunk(0, record=True)
         jax.block_until_ready(self.carry)
         self.times["compile"] += time.perf_counter() - began
 

@@ -7,10 +7,10 @@ included, compiles it once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,7 @@ class Carry(NamedTuple):
     moments: Any
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Program:
     """The static part of a run. Two runs with equal programs and shapes share one compiled program.
 
@@ -59,6 +59,7 @@ class Program:
       capacity: the most rows of one chunk.
       thinning: whether rows may be several steps apart.
       executor: "shard_map" or "pmap".
+      interleave: whether chains of a device go on at their own pace while draws are recorded (`mcmc.interleave`).
     """
 
     build: Callable[[Any, Any], core.Algorithm]
@@ -68,6 +69,7 @@ class Program:
     capacity: int
     thinning: bool = False
     executor: str = "shard_map"
+    interleave: bool = False
 
 
 STARTS = 2**31  # what a chain's key is folded with for its start, beyond any step
@@ -185,6 +187,8 @@ def _chunk_local(
 ) -> tuple[Carry, dict[str, Any]]:
     algorithm = program.build(target, (CHAINS, LOCAL))
     chain_keys = jax.vmap(lambda index: core.fold(key, index))(indices)
+    if program.interleave:
+        return _interleaved(program, algorithm, target, chain_keys, carry, first, count, thin)
 
     def one(chain_key: core.Key, state: Any, step: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         state, info = algorithm.step(step_key(chain_key, step), state)
@@ -216,11 +220,53 @@ def _chunk_local(
         moments = jax.lax.cond(
             record, lambda moments: online.add(moments, vectors), lambda moments: moments, carry.moments
         )
-        rows = {f"posterior/{name}": leaf for name, leaf in core.named_leaves(draws)}
-        rows |= {f"sample_stats/{name}": leaf for name, leaf in stats.items()}
-        return Carry(state, moments), rows
+        return Carry(state, moments), _row(draws, stats)
 
     return scan.bounded(row, carry, count, program.capacity)
+
+
+def _row(draws: Any, stats: dict[str, Any]) -> dict[str, Any]:
+    row = {f"posterior/{name}": leaf for name, leaf in core.named_leaves(draws)}
+    return row | {f"sample_stats/{name}": leaf for name, leaf in stats.items()}
+
+
+def _interleaved(
+    program: Program,
+    algorithm: Any,
+    target: Any,
+    chain_keys: jax.Array,
+    carry: Carry,
+    first: Any,
+    count: Any,
+    thin: Any,
+) -> tuple[Carry, dict[str, Any]]:
+    """A chunk of recorded rows in which no chain waits for another; the statistics are those of rows in order."""
+    from jaxprob.inference import mcmc
+
+    shared = isinstance(carry.state, core.Shared)
+    kernel = algorithm.finish(carry.state) if shared else algorithm
+    states = carry.state.chain.kernel if shared else carry.state
+
+    def keep(state: Any, info: Any) -> Any:
+        draw = program.keep(target, core.position_of(state))
+        return draw, draw_vector(draw), _scalars(info)
+
+    def combine(old: Any, new: Any) -> Any:
+        return *new[:2], _combine(old[2], new[2])
+
+    states, (draws, vectors, stats) = mcmc.interleave(
+        kernel,
+        lambda chain, step: step_key(chain_keys[chain], first + step),
+        _strong(states),
+        count,
+        program.capacity,
+        keep=keep,
+        combine=combine,
+        thin=thin,
+    )
+    moments = scan.repeat(lambda moments, row: online.add(moments, vectors[row]), carry.moments, count)
+    state = carry.state._replace(chain=carry.state.chain._replace(kernel=states)) if shared else states
+    return Carry(state, moments), _row(draws, stats)
 
 
 @functools.cache
@@ -352,6 +398,8 @@ def chunk(
       the carry, and rows: dict of (capacity, chain, ...) of which the first `count` are meant.
     """
     numbers = (np.int32(first), np.int32(count), np.int32(thin), np.bool_(record))
+    # Chains that tune together wait for each other.
+    program = dataclasses.replace(program, interleave=program.interleave and record)
     if program.executor == "shard_map":
         run = compiled(_chunk_sharded, program.mesh.devices.flat[0].platform)
         return run(program, target, key, indices, carry, *numbers)

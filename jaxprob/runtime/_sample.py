@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from jaxprob.runtime._store import DrawStore, MemoryStore
 from jaxprob.runtime._target import AsGiven, Keep, as_target, describe_algorithm, keeping, with_warmup
 from jaxprob.runtime._until import Until
 
-WARMUP = 1000
 STARTS = 100  # how often a start is drawn again before giving up
 CHUNK_BYTES = 32 * 2**20
 
@@ -47,6 +47,7 @@ def sample(
     progress: Any = None,
     until: Until | None = None,
     checkpoint_every: float = 30.0,
+    interleave: bool = False,
     executor: str = "shard_map",
 ) -> Result:
     """Draws from a posterior with Markov chains: warm-up, sampling, diagnostics, on every device.
@@ -58,10 +59,12 @@ def sample(
       initial: where to start: a position that all chains share, or a function `key -> position`, called for each
         chain. A posterior finds its own starts, and also takes a dict of constrained values.
       algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
-        in the warm-up; `partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95, metric="dense")` for options of the
-        warm-up itself; or a ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
+        in the warm-up, with the metric that `mcmc.pick_metric` picks; `partial(mcmc.warmup, mcmc.nuts,
+        target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; or a ready algorithm (anything
+        with `init` and `step`, ours or BlackJAX's).
       chains: number of chains, over all devices.
-      warmup: steps of tuning that are not kept; 1,000 for a factory, 0 for a ready algorithm.
+      warmup: steps of tuning that are not kept; None for what suits the number of chains that learn together
+        (`mcmc.pick_num_steps`: 1,000 for one, 400 for four), and 0 for a ready algorithm.
       draws: draws kept of each chain (the most, if there is an `until`).
       thin: steps for one draw kept.
       keep: names to keep; None for all. Statistics are made online of what is kept.
@@ -72,6 +75,9 @@ def sample(
       progress: `runtime.progress.terminal()`, any object like it, or None for silence.
       until: a rule to stop earlier, such as `runtime.effective_sample_size(1000) | runtime.wall_clock("2h")`.
       checkpoint_every: seconds between checkpoints, if there is an `out`.
+      interleave: whether chains of a device go on without waiting for the longest trajectory among them, once tuned:
+        worth it for dozens of chains whose trajectories differ in length; the same draws, and one more program to
+        compile. For NUTS (`mcmc.interleave`).
       executor: "shard_map", or "pmap" with the same results.
 
     Returns:
@@ -92,6 +98,7 @@ def sample(
         draws,
         thin,
         devices,
+        interleave,
         executor,
     )
     keep_draw = keeping(run.target, keep, run.position_shape)
@@ -152,6 +159,7 @@ class _Plan:
         draws: int,
         thin: int,
         devices: Any,
+        interleave: bool,
         executor: str,
     ) -> None:
         from jaxprob.inference import mcmc
@@ -174,14 +182,24 @@ class _Plan:
             raise core.bad_type(
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
-        self.warmup = (0 if ready else WARMUP) if warmup is None else warmup
-        self.build = AsGiven(algorithm) if ready else with_warmup(algorithm, self.warmup)
-        self.algorithm_name = describe_algorithm(self.build)
         self.positions = _positions(target, initial, key, chains)
         if self.positions is None:
             self.position_shape = jax.eval_shape(target.initial, key)
         else:
             self.position_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.positions)
+        self.build: Any
+        if ready:
+            self.build, self.warmup = AsGiven(algorithm), warmup or 0
+        else:
+            self.build = with_warmup(
+                algorithm, warmup, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.position_shape)), chains
+            )
+            self.warmup = self.build.warmup
+        self.algorithm_name = describe_algorithm(self.build)
+        self.interleave = interleave
+        if interleave and not (executor == "shard_map" and self.build.interruptible(target)):
+            got, todo = f"True with {self.algorithm_name} and {executor}", "Leave interleave out, or use mcmc.nuts"
+            raise core.bad_value("sample", "interleave", got, "False for kernels without moves, and with pmap", todo)
         specs = data_specs(target, self.mesh)
         self.placed = place(target, self.mesh, specs)
         self.placed_key = place(key, self.mesh, P())
@@ -247,6 +265,7 @@ class _Plan:
             capacity,
             self.thin > 1,
             self.executor,
+            self.interleave,
         )
         indices = chain_indices(self.mesh, self.chains)
         return Job(

@@ -92,6 +92,9 @@ def keeping(target: Any, keep: Any, position: Any, function: str = "sample") -> 
     return Keep(names, everything.constrained)
 
 
+WARMUP = 1000  # steps of tuning, where nothing better is known
+
+
 @dataclass(frozen=True)
 class WithWarmup:
     """Builds a kernel that tunes itself for `warmup` steps and is frozen afterwards. Hashable.
@@ -110,13 +113,18 @@ class WithWarmup:
     kernel_options: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, target: Any, axis_name: Any) -> core.Algorithm:
-        """The algorithm for a target."""
+    def __call__(self, target: Any, axis_name: Any) -> Any:
+        """The warm-up of a target's kernel, an algorithm."""
         from jaxprob.inference import mcmc
 
         kernel = functools.partial(self.kernel, **dict(self.kernel_options))
         warm = mcmc.warmup(kernel, target.log_density, num_steps=self.warmup, axis_name=axis_name, **dict(self.options))
-        return core.Algorithm(warm.init, warm.step)
+        return warm
+
+    def interruptible(self, target: Any) -> bool:
+        """Whether the kernel is made of moves."""
+        options = {"step_size": 1.0, "inverse_mass_matrix": 1.0, **dict(self.kernel_options)}
+        return isinstance(self.kernel(target.log_density, **options), core.Interruptible)
 
     @property
     def aims(self) -> dict[str, Any]:
@@ -125,10 +133,16 @@ class WithWarmup:
         return {name: value for name, value in self.kernel_options + self.options if name in known}
 
 
-def with_warmup(factory: Callable[..., Any], warmup: int) -> WithWarmup:
+def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chains: int) -> WithWarmup:
     """The builder for `mcmc.nuts`, `partial(mcmc.nuts, max_tree_depth=8)`, `partial(mcmc.warmup, mcmc.nuts, ...)`.
 
     A partial is taken apart: two that are written alike are the same program.
+
+    Args:
+      factory: what makes the kernel.
+      warmup: steps that tune; None for what suits the number of chains.
+      size: scalars in a position.
+      chains: how many learn together.
     """
     from jaxprob.inference import mcmc
 
@@ -138,6 +152,11 @@ def with_warmup(factory: Callable[..., Any], warmup: int) -> WithWarmup:
         options = kernel_options
         kernel = arguments[0] if arguments else options.pop("kernel", mcmc.nuts)
         kernel, arguments, kernel_options = _apart(kernel)
+    estimate = options.get("estimate", "fisher")
+    if warmup is None:
+        warmup = mcmc.pick_num_steps(chains) if estimate == "fisher" and kernel in (mcmc.nuts, mcmc.hmc) else WARMUP
+    if options.get("metric", "auto") == "auto":
+        options["metric"] = mcmc.pick_metric(size, chains, warmup, estimate)
     built = WithWarmup(kernel, warmup, tuple(sorted(kernel_options.items())), tuple(sorted(options.items())))
     if arguments or "num_steps" in options:
         got = f"{describe_algorithm(built)} with {len(arguments)} arguments by place"
@@ -171,6 +190,10 @@ class AsGiven:
     def __call__(self, target: Any, axis_name: Any) -> Any:
         """The algorithm itself."""
         return self.algorithm
+
+    def interruptible(self, target: Any) -> bool:
+        """Whether the algorithm is made of moves."""
+        return isinstance(self.algorithm, core.Interruptible)
 
 
 def describe_algorithm(algorithm: Any) -> str:

@@ -132,7 +132,7 @@ def test_notes_leave_the_run_ok(draws, stats):
     assert text.startswith("No problems found")
     assert "1 quantity had the same value in every draw: sigma." in text
     assert "25 % of the draws reached the largest tree depth, 10." in text
-    assert "in chain 1, where 0.80 was aimed at" in text
+    assert "in chain 1, where 0.85 was aimed at" in text
     quiet = analysis.diagnose(draws, stats, max_tree_depth=12, target_acceptance=0.6)
     assert list(found(quiet)) == ["Quantities that do not vary", "Acceptance far from its target"]
 

@@ -116,7 +116,7 @@ def test_sample_defaults(runtime, model):
     assert main(["sample", model]) == 0
     asked = runtime.asked
     names = ("chains", "warmup", "draws", "thin", "keep", "resume", "devices", "out", "progress")
-    assert [asked[n] for n in names] == [4, 1000, 1000, 1, None, False, None, None, ("progress", None)]
+    assert [asked[n] for n in names] == [4, None, 1000, 1, None, False, None, None, ("progress", None)]
 
 
 def test_log_density_mesh_until_and_progress(runtime, model):

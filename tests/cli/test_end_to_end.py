@@ -54,13 +54,13 @@ def model(tmp_path, monkeypatch):
 
 def test_sample_diagnose_report_and_a_folder_in_use(model, tmp_path, capsys):
     run = tmp_path / "runs" / "line"
-    arguments = ["sample", model, "--warmup", "300", "--draws", "500", "--devices", "2", "--out", str(run)]
+    arguments = ["sample", model, "--warmup", "300", "--draws", "1000", "--devices", "2", "--out", str(run)]
     assert main([*arguments, "--keep", "mu,slope"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].startswith("jaxprob: nuts, 4 chains on 2 cpu devices, 300 warm-up steps and 500 draws each")
+    assert lines[0].startswith("jaxprob: nuts(metric='dense'), 4 chains on 2 cpu devices, 300 warm-up steps and 1,000 draws each")
     assert lines[1] == "jaxprob: compiling ..."
-    assert "No problems found in 4 chains of 500 draws" in text
+    assert "No problems found in 4 chains of 1,000 draws" in text
     assert lines[-2:] == ["run     runs/line", "report  runs/line/report.html"]
     assert json.loads((run / "meta.json").read_text())["status"] == "finished"
     page = (run / "report.html").read_text()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -14,6 +15,7 @@ from jaxprob import core
 from jaxprob.inference import mcmc
 from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
 from jaxprob.inference.mcmc import _metric, _warmup, _welford
+from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
 
 POOLED = core.Shared(0, None)
 
@@ -106,7 +108,13 @@ def numpy_dual_averaging(rates_of, num_steps, target, step):
 @pytest.mark.parametrize("chains", [1, 8])
 def test_step_size_and_metric(chains):
     tuning = mcmc.warmup(
-        toy(lambda step: jnp.exp(-step)), lambda q: 0.0, num_steps=500, axis_name="chain", metric="dense"
+        toy(lambda step: jnp.exp(-step)),
+        lambda q: 0.0,
+        num_steps=500,
+        axis_name="chain",
+        metric="dense",
+        estimate="covariance",
+        target_acceptance=0.8,
     )
     state, info = run_pooled(tuning, jax.random.key(3), chains, 510, jnp.zeros((chains, 3)))
     steps, final = numpy_dual_averaging(lambda step: np.exp(-step), 500, 0.8, 1.0)
@@ -129,9 +137,93 @@ def test_rates_that_are_nan_count_as_zero():
     nan, zero = (dual_averaging.update(averaging, jnp.float32(rate), 0.8) for rate in (np.nan, 0.0))
     assert jax.tree.map(float, nan) == jax.tree.map(float, zero)
     # One chain of two reports NaN: the mean is that of (0, 1).
-    tuning = mcmc.warmup(toy(lambda step: jnp.float32(np.nan)), lambda q: 0.0, num_steps=4, axis_name="chain")
+    tuning = mcmc.warmup(
+        toy(lambda step: jnp.float32(np.nan)), lambda q: 0.0, num_steps=4, axis_name="chain", target_acceptance=0.8
+    )
     state, _ = run_pooled(tuning, jax.random.key(0), 2, 1, jnp.zeros((2, 3)))
     np.testing.assert_allclose(state.shared.averaging.error, 0.8 / 11, rtol=1e-6)
+
+
+# A metric from draws and gradients. For a Gaussian the gradients are known functions of the draws, and the metric is
+# the covariance itself as soon as there are more draws than dimensions, however few and however correlated they are.
+def window_of(draws, gradients, dense, weights=None):
+    window = metric_estimation.start(draws.shape[-1], draws.dtype, dense, True)
+    for row in range(draws.shape[0]):
+        counts = jnp.ones(draws.shape[1], draws.dtype) if weights is None else weights[row]
+        window = metric_estimation.update(window, draws[row], gradients[row], counts)
+    return window
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_fisher_metric_of_a_gaussian_is_its_covariance(dtype, x64, rng):
+    size = 6
+    root = np.tril(rng.normal(size=(size, size))) * np.geomspace(1e-3, 1e3, size)[:, None] + np.diag(
+        np.geomspace(1e-3, 1e3, size)
+    )
+    draws = rng.normal(size=(10, 4, size)) @ root.T + 3.0
+    gradients = -np.linalg.solve(root @ root.T, (draws - 3.0).reshape(-1, size).T).T.reshape(draws.shape)
+    draws, gradients = jnp.asarray(draws, dtype), jnp.asarray(gradients, dtype)
+    for dense in (True, False):
+        unit = jnp.ones(size, dtype)
+        old = _metric.Metric(jnp.diag(unit) if dense else unit)
+        metric = jax.jit(metric_estimation.estimate)(window_of(draws, gradients, dense), old)
+        factor = np.asarray(metric.factor, float)
+        if dense:
+            learnt, scales = factor @ factor.T, np.sqrt(np.diag(root @ root.T))
+            error = (learnt - root @ root.T) / np.outer(scales, scales)
+            assert np.abs(error).max() < (5e-3 if dtype == "float64" else 2e-2)  # the ridge's share, not chance
+            assert np.all(np.diagonal(factor) > 0)
+            assert np.allclose(factor, np.tril(factor))
+        else:
+            variances = draws.reshape(-1, size).std(0) / gradients.reshape(-1, size).std(0)
+            np.testing.assert_allclose(factor**2, variances, rtol=1e-4)
+
+
+def test_the_fisher_metric_solves_its_equation(x64, rng):
+    """A G A = C for covariances that are no inverses of each other, in the terms of scipy.linalg.sqrtm."""
+    draws, gradients = rng.normal(size=(40, 3, 5)) @ rng.normal(size=(5, 5)), rng.standard_t(5, size=(40, 3, 5))
+    window = window_of(jnp.asarray(draws), jnp.asarray(gradients), True)
+    factor = metric_estimation.estimate(window, _metric.Metric(jnp.eye(5))).factor
+    c, g = (np.cov(x.reshape(-1, 5).T) for x in (draws, gradients))
+    root = scipy.linalg.sqrtm(g)
+    expected = np.linalg.solve(root, scipy.linalg.sqrtm(root @ c @ root)) @ np.linalg.inv(root)
+    np.testing.assert_allclose(factor @ factor.T, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+def test_what_a_window_does_not_teach_stays_as_it_was(rng):
+    old = _metric.Metric(jnp.array([2.0, 3.0]))
+    few = jnp.asarray(rng.normal(size=(2, 4, 2)), jnp.float32)
+    assert jnp.array_equal(metric_estimation.estimate(window_of(few, few, False), old).factor, old.factor)
+    # A coordinate without a gradient (a flat direction), one that never moves: the old scale.
+    draws = jnp.asarray(rng.normal(size=(20, 4, 2)) * [1.0, 0.0], jnp.float32)
+    learnt = metric_estimation.estimate(window_of(draws, -draws, False), old).factor
+    assert learnt[1] == 3.0
+    assert abs(learnt[0] - 1) < 0.01
+    # Draws of weight zero, however large, change nothing.
+    draws = jnp.asarray(rng.normal(size=(20, 4, 2)), jnp.float32)
+    weights = jnp.asarray(rng.uniform(size=(20, 4)) < 0.5, jnp.float32)
+    wild = jnp.where(weights[..., None] > 0, draws, 1e10)
+    one, two = (window_of(x, -x, True, weights).positions for x in (draws, wild))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, two)
+    kept = np.asarray(draws, float)[np.asarray(weights) > 0]
+    np.testing.assert_allclose(one.squares / (one.number - 1), np.cov(kept.T), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.mean, kept.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_chains_on_their_way_teach_nothing():
+    """Three chains in the bulk of a narrow valley and one far up its wall: the metric is that of the valley."""
+    covariance = np.array([[1.0, 0.999], [0.999, 1.0]])
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+
+    def valley(q):
+        return -0.5 * jnp.sum(precision * jnp.expand_dims(q, 0) * jnp.expand_dims(q, 1))
+
+    tuning = mcmc.warmup(mcmc.nuts, valley, num_steps=60, metric="dense", axis_name="chain")
+    starts = jnp.array([[0.1, 0.1], [0.5, 0.5], [-0.5, -0.5], [3000.0, -3000.0]])
+    state, _ = run_pooled(tuning, jax.random.key(3), 4, 60, starts)
+    factor = np.asarray(state.shared.metric.factor, float)
+    np.testing.assert_allclose(factor @ factor.T, covariance, atol=0.02)
+    assert state.shared.windows >= 1
 
 
 def test_moments_of_chains_together(rng):
@@ -206,7 +298,7 @@ def test_devices_change_no_bit(metric):
         **options,
     )
     states = [on_devices(tuning, jax.random.key(5), 16, devices, 45) for devices in (1, 2, 8)]
-    assert int(states[0].shared.windows) == 1
+    assert int(states[0].shared.windows) >= 1
     for other in states[1:]:
         jax.tree.map(np.testing.assert_array_equal, states[0], other)
 
@@ -250,7 +342,7 @@ def test_chunks_equal_one_run(tuned):
 def test_another_length_compiles_nothing():
     step = None
     for num_steps in (0, 10, 100, 1000):
-        tuning = mcmc.warmup(toy(lambda step: jnp.exp(-step)), lambda q: 0.0, num_steps=num_steps)
+        tuning = mcmc.warmup(toy(lambda step: jnp.exp(-step)), lambda q: 0.0, num_steps=num_steps, metric="diagonal")
         state = tuning.init(jnp.zeros(3), jax.random.key(0))
         step = step or jax.jit(tuning.step)
         step(jax.random.key(1), state)
@@ -271,8 +363,10 @@ def test_state_is_a_pytree_of_one_dtype(x64):
 
 def test_bad_arguments():
     make = partial(mcmc.warmup, mcmc.nuts, lambda q: -0.5 * q**2)
-    with pytest.raises(ValueError, match="warmup: metric is 'full'; expected 'diagonal' or 'dense'"):
+    with pytest.raises(ValueError, match="warmup: metric is 'full'; expected 'auto', 'diagonal' or 'dense'"):
         make(metric="full")
+    with pytest.raises(ValueError, match="warmup: estimate is 'draws'; expected 'fisher' or 'covariance'"):
+        make(estimate="draws")
     with pytest.raises(ValueError, match="warmup: num_steps is -1"):
         make(num_steps=-1)
     with pytest.raises(ValueError, match="warmup: target_acceptance is 1.5"):

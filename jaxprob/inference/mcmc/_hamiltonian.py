@@ -69,13 +69,38 @@ class Flat(NamedTuple):
     size: int
 
 
+def to_vector(position: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """A position as a vector of the working dtype, and the way back to its shapes and dtypes."""
+    vector, unravel = core.ravel(position)
+    dtype = vector.dtype
+    return vector.astype(core.accumulator_dtype(dtype)), lambda flat: unravel(flat.astype(dtype))
+
+
+def spread_like(name: str, argument: str, value: Any, position: Any) -> jax.Array:
+    """One number for each scalar in a position, as a vector of the working dtype.
+
+    Args:
+      name: of the kernel, for the message.
+      argument: name of the argument that `value` is, for the message.
+      value: scalar, (size,), or a pytree like the position.
+      position: pytree of floating arrays.
+
+    Raises:
+      ValueError: if `value` is nothing of that.
+    """
+    vector, _ = to_vector(position)
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
+        array = core.as_float(value)
+        if array.ndim == 0 or array.shape == vector.shape:
+            return jnp.broadcast_to(array.astype(vector.dtype), vector.shape)
+    core.check_same_structure(name, argument, value, position, dtypes=False)
+    return core.ravel(jax.tree.map(core.as_float, value))[0].astype(vector.dtype)
+
+
 def flatten(log_density: LogDensity, position: Any) -> Flat:
     """The log density of positions shaped like `position`, as a function of flat vectors."""
-    vector, unravel_exactly = core.ravel(position)
-    dtype = core.accumulator_dtype(vector.dtype)
-
-    def unravel(flat: jax.Array) -> Any:
-        return unravel_exactly(flat.astype(vector.dtype))
+    vector, unravel = to_vector(position)
+    dtype = vector.dtype
 
     def evaluate(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, gradient = log_density.value_and_gradient(unravel(flat))

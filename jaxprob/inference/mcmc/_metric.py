@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 
-LARGE = 256  # scalars in a position above which a dense metric is applied by the library's matrix product
+LARGE = 32  # scalars in a position above which a dense metric is applied by the library's matrix product
 
 
 @core.pytree
@@ -90,11 +90,11 @@ def factorise(matrix: jax.Array) -> jax.Array:
     return jnp.linalg.cholesky(matrix) if matrix.ndim == 2 else jnp.sqrt(matrix)
 
 
-def check_size(metric: Metric, size: int, function: str) -> None:
+def check_size(metric: Metric, size: int, function: str, argument: str = "inverse_mass_matrix") -> None:
     """Raises a `ValueError` unless the metric fits positions of `size` scalars."""
     if metric.factor.ndim and metric.factor.shape[0] != size:
         got, want = f"of shape {metric.factor.shape}", f"({size},) or ({size}, {size})"
-        raise core.bad_value(function, "inverse_mass_matrix", got, want, "A position has that many scalars in all")
+        raise core.bad_value(function, argument, got, want, "A position has that many scalars in all")
 
 
 def from_covariance(covariance: jax.Array, old: Metric) -> Metric:

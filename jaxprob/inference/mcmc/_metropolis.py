@@ -79,7 +79,7 @@ def metropolis_hastings_green(
     True
     """
     name = "metropolis_hastings_green"
-    _check_callable(name, log_density=log_density, proposal=proposal, involution=involution)
+    check_callable(name, log_density=log_density, proposal=proposal, involution=involution)
 
     def step(key: core.Key, state: MetropolisState) -> tuple[MetropolisState, MetropolisInfo]:
         key = core.as_key(key, name)
@@ -89,13 +89,13 @@ def metropolis_hastings_green(
         core.check_same_structure(name, "the position that involution returns", position, state.position)
         core.check_same_structure(name, "the auxiliary value that involution returns", reverse, auxiliary)
         terms = (
-            _number(name, "log_prob of the proposal", proposal(position).log_prob(reverse)),
-            -_number(name, "log_prob of the proposal", forward.log_prob(auxiliary)),
-            _number(name, "log |det| of involution", log_determinant),
+            number(name, "log_prob of the proposal", proposal(position).log_prob(reverse)),
+            -number(name, "log_prob of the proposal", forward.log_prob(auxiliary)),
+            number(name, "log |det| of involution", log_determinant),
         )
-        return _accept(core.fold(key, 1), state, _state(name, log_density, position), *terms)
+        return accept(core.fold(key, 1), state, state_at(name, log_density, position), *terms)
 
-    return core.Algorithm(lambda position, key: _initial(name, log_density, position), step)
+    return core.Algorithm(lambda position, key: initial(name, log_density, position), step)
 
 
 def metropolis_hastings(
@@ -129,28 +129,37 @@ def metropolis_hastings(
     """
     name = "metropolis_hastings"
     ratio = (lambda position, proposed: 0.0) if log_proposal_ratio is None else log_proposal_ratio
-    _check_callable(name, log_density=log_density, propose=propose, log_proposal_ratio=ratio)
+    check_callable(name, log_density=log_density, propose=propose, log_proposal_ratio=ratio)
 
     def step(key: core.Key, state: MetropolisState) -> tuple[MetropolisState, MetropolisInfo]:
         key = core.as_key(key, name)
         position = propose(core.fold(key, 0), state.position)
         core.check_same_structure(name, "the position that propose returns", position, state.position)
-        correction = _number(name, "the value of log_proposal_ratio", ratio(state.position, position))
-        return _accept(core.fold(key, 1), state, _state(name, log_density, position), correction)
+        correction = number(name, "the value of log_proposal_ratio", ratio(state.position, position))
+        return accept(core.fold(key, 1), state, state_at(name, log_density, position), correction)
 
-    return core.Algorithm(lambda position, key: _initial(name, log_density, position), step)
+    return core.Algorithm(lambda position, key: initial(name, log_density, position), step)
 
 
-def _accept(
-    key: core.Key, current: MetropolisState, proposed: MetropolisState, *corrections: jax.Array
-) -> tuple[MetropolisState, MetropolisInfo]:
-    """The new state: `proposed` with probability min(1, exp(difference of log densities + corrections))."""
+def accept(key: core.Key, current: Any, proposed: Any, *corrections: jax.Array) -> tuple[Any, MetropolisInfo]:
+    """The new state: `proposed` with probability min(1, exp(difference of log densities + corrections)).
+
+    Args:
+      key: used up.
+      current: any NamedTuple of arrays with a field `log_density`, such as `MetropolisState` or `State`.
+      proposed: of the same structure and shapes.
+      *corrections: (), what else the log of the ratio is a sum of.
+
+    Returns:
+      one of the two states, and what happened. What is not a number is a rejection.
+    """
     dtype = current.log_density.dtype
-    # A chain that starts where there is no density moves to the first place that has one.
+    # A chain that starts where there is no density moves to the first place that has one, whatever the corrections.
     here = jnp.where(jnp.isnan(current.log_density), -jnp.inf, current.log_density)
     log_ratio = proposed.log_density.astype(dtype) - here
     for correction in corrections:
         log_ratio = log_ratio + correction.astype(dtype)
+    log_ratio = jnp.where((here == -jnp.inf) & (proposed.log_density > -jnp.inf), jnp.inf, log_ratio)
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     accepted = -jax.random.exponential(key, (), dtype) <= log_ratio
     state = jax.tree.map(
@@ -159,17 +168,20 @@ def _accept(
     return state, MetropolisInfo(jnp.exp(jnp.minimum(log_ratio, 0)), accepted, state.log_density)
 
 
-def _initial(name: str, log_density: core.LogDensity, position: Any) -> MetropolisState:
+def initial(name: str, log_density: core.LogDensity, position: Any) -> MetropolisState:
+    """The state of a chain at a position."""
     # Strongly typed, so that the state comes out of a step as it went in.
-    return _state(name, log_density, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), position))
+    return state_at(name, log_density, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), position))
 
 
-def _state(name: str, log_density: core.LogDensity, position: Any) -> MetropolisState:
-    value = _number(name, "the value of log_density", log_density(position))
+def state_at(name: str, log_density: core.LogDensity, position: Any) -> MetropolisState:
+    """A position with its log density, in the dtype that log densities are kept in."""
+    value = number(name, "the value of log_density", log_density(position))
     return MetropolisState(position, value.astype(core.accumulator_dtype(value.dtype)))
 
 
-def _number(name: str, argument: str, value: Any) -> jax.Array:
+def number(name: str, argument: str, value: Any) -> jax.Array:
+    """A value of `argument`, a function of the user's, as a scalar; raises a `ValueError` for any other shape."""
     value = core.as_float(value)
     if value.shape:
         todo = "Sum over everything the density is a product of"
@@ -177,7 +189,8 @@ def _number(name: str, argument: str, value: Any) -> jax.Array:
     return value
 
 
-def _check_callable(name: str, **arguments: Any) -> None:
+def check_callable(name: str, **arguments: Any) -> None:
+    """Raises a `TypeError` that names the first argument which is no function."""
     for argument, value in arguments.items():
         if not callable(value):
             raise core.bad_type(

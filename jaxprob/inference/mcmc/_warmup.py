@@ -21,13 +21,15 @@ from jax import lax
 from jaxprob import core
 from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
-from jaxprob.inference.mcmc import _welford as welford
+from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
 from jaxprob.inference.mcmc._dual_averaging import DualAveraging
 from jaxprob.inference.mcmc._log_density import as_log_density
-from jaxprob.inference.mcmc._metric import Metric, from_covariance
-from jaxprob.inference.mcmc._welford import Moments
+from jaxprob.inference.mcmc._metric import Metric
+from jaxprob.inference.mcmc._metric_estimation import Window
 
-FIRST_DEPTH = 6  # doublings allowed before a metric is known; two more for each window learnt
+LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
+FAR = 10  # a log density so much below the best, and 2 more for each dimension, is no draw's of the posterior
+FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
 
 
 class Warmup(NamedTuple):
@@ -50,11 +52,9 @@ class WarmupChain(NamedTuple):
 
     Attributes:
       kernel: state of the kernel.
-      moments: of the chain's positions in the window under way.
     """
 
     kernel: Any
-    moments: Moments
 
     @property
     def position(self) -> Any:
@@ -70,6 +70,8 @@ class WarmupShared(NamedTuple):
       schedule: how long to tune, and when to learn a metric; arrays, so that another length compiles nothing.
       windows: (), windows that have closed.
       window_end: (), transitions after which the window under way closes.
+      window: what is remembered of the window under way.
+      best: (), the largest log density of any chain in the window under way.
       averaging: of the step size.
       step_size: (), for the next transition.
       metric: for the next transition.
@@ -79,6 +81,8 @@ class WarmupShared(NamedTuple):
     schedule: Schedule
     windows: jax.Array
     window_end: jax.Array
+    window: Window
+    best: jax.Array
     averaging: DualAveraging
     step_size: jax.Array
     metric: Metric
@@ -100,14 +104,18 @@ class Schedule(NamedTuple):
     window: Any
 
 
-def schedule(num_steps: int) -> Schedule:
+def schedule(num_steps: int, fisher: bool = False) -> Schedule:
     """Stan's schedule: 75 transitions, windows from 25 on, 50 transitions; in proportion where 150 are not reached.
+
+    With gradients a metric is learnt from few draws, and the windows begin at once: 10 transitions, windows from 10 on.
 
     >>> schedule(1000)
     Schedule(num_steps=1000, start=75, stop=950, window=25)
     """
     if num_steps < 20:  # too few to learn a metric from
         return Schedule(num_steps, num_steps, num_steps, num_steps)
+    if fisher:
+        return Schedule(num_steps, min(10, num_steps // 10), num_steps - min(100, num_steps // 4), 10)
     if num_steps < 150:
         start, stop = int(0.15 * num_steps), num_steps - int(0.1 * num_steps)
         return Schedule(num_steps, start, stop, stop - start)
@@ -120,13 +128,35 @@ def _window_end(plan: Schedule, begin: Any, windows: Any) -> jax.Array:
     return jnp.where((windows > 0) & (begin + 3 * length > plan.stop), plan.stop, begin + length)
 
 
+def pick_metric(size: int, chains: int, num_steps: int, estimate: str = "fisher") -> str:
+    """The metric that suits a target: "dense" where draws suffice to learn it and it costs little, else "diagonal".
+
+    >>> pick_metric(10, 4, 400), pick_metric(1000, 4, 400)
+    ('dense', 'diagonal')
+    """
+    # The last window holds about half of the transitions, and a matrix wants twice as many draws as it has rows;
+    # without gradients its error falls as the root of the number of independent draws only.
+    enough = 5 if estimate == "fisher" else 50
+    return "dense" if size <= LARGEST and chains * num_steps >= enough * size else "diagonal"
+
+
+def pick_num_steps(chains: int) -> int:
+    """How many transitions to tune for: 1,000 for one chain, fewer where several learn together.
+
+    >>> [pick_num_steps(chains) for chains in (1, 2, 4, 64)]
+    [1000, 600, 400, 300]
+    """
+    return {1: 1000, 2: 600, 3: 500}.get(chains, 400 if chains < 32 else 300)
+
+
 def warmup(
     kernel: Callable[..., core.Algorithm],
     log_density: core.LogDensity,
     *,
     num_steps: int = 1000,
-    target_acceptance: Any = 0.8,
-    metric: str = "diagonal",
+    target_acceptance: Any = 0.85,
+    metric: str = "auto",
+    estimate: str = "fisher",
     initial_step_size: Any = 1.0,
     axis_name: str | Sequence[str] | None = None,
     **options: Any,
@@ -143,8 +173,11 @@ def warmup(
         `acceptance_rate`.
       log_density: `position -> scalar`.
       num_steps: transitions that tune; at the end of them the tuning stands still.
-      target_acceptance: (), acceptance rate that the step size aims at.
-      metric: "diagonal" or "dense".
+      target_acceptance: (), acceptance rate that the step size aims at. More than Stan's 0.8: it costs hardly anything
+        on smooth targets, and narrow places (the neck of a funnel) are missed less often.
+      metric: "diagonal", "dense", or "auto" for what `pick_metric` picks.
+      estimate: "fisher" learns it from draws and their gradients, which takes few draws; "covariance" from the draws
+        alone, as Stan does, and so does a kernel whose state has no gradient.
       initial_step_size: (), where the search begins; too large costs less than too small.
       axis_name: named axes over which chains share one step size and one metric; none for a chain on its own.
       **options: for the kernel.
@@ -166,8 +199,10 @@ def warmup(
     Source: Hoffman & Gelman (2014), algorithm 6, for the step size; Stan reference manual for the windows.
     """
     target = as_log_density(log_density, "warmup")
-    if metric not in ("diagonal", "dense"):
-        raise core.bad_value("warmup", "metric", core.describe(metric), "'diagonal' or 'dense'")
+    if metric not in ("auto", "diagonal", "dense"):
+        raise core.bad_value("warmup", "metric", core.describe(metric), "'auto', 'diagonal' or 'dense'")
+    if estimate not in ("fisher", "covariance"):
+        raise core.bad_value("warmup", "estimate", core.describe(estimate), "'fisher' or 'covariance'")
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
     if not isinstance(target_acceptance, jax.core.Tracer) and not 0 < target_acceptance < 1:
@@ -181,59 +216,79 @@ def warmup(
 
     def init(position: Any, key: core.Key) -> core.Shared:
         flat = hamiltonian.flatten(target, position)
-        factor = jnp.ones((flat.size,), flat.dtype)
-        scale = Metric(jnp.diag(factor) if metric == "dense" else factor)
+        picked = metric
+        if metric == "auto":
+            picked = pick_metric(flat.size, gather(jnp.zeros(()), axes).shape[0], num_steps, estimate)
+        dense, unit = picked == "dense", jnp.ones((flat.size,), flat.dtype)
+        scale = Metric(jnp.diag(unit) if dense else unit)
         step_size = initial_step_size.astype(flat.dtype)
-        plan = jax.tree.map(jnp.int32, schedule(num_steps))
+        kernel_state = build(step_size, scale).init(position, key)
+        fisher = estimate == "fisher" and _gradient(kernel_state, flat.dtype) is not None
+        plan = jax.tree.map(jnp.int32, schedule(num_steps, fisher))
         shared = WarmupShared(
             transitions=jnp.int32(0),
             schedule=plan,
             windows=jnp.int32(0),
             window_end=_window_end(plan, plan.start, 0),
+            window=metric_estimation.start(flat.size, flat.dtype, dense, fisher),
+            best=jnp.asarray(-jnp.inf, flat.dtype),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
             metric=scale,
         )
-        moments = welford.start(flat.size, flat.dtype, metric == "dense")
-        return core.Shared(WarmupChain(build(step_size, scale).init(position, key), moments), shared)
+        return core.Shared(WarmupChain(kernel_state), shared)
 
     def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, Any]:
         chain, shared = state
         tuning = shared.transitions < shared.schedule.num_steps
-        more = {"tree_depth_limit": jnp.where(tuning, FIRST_DEPTH + 2 * shared.windows, 20)} if limited else {}
+        more = {"tree_depth_limit": jnp.where(tuning, FIRST_DEPTH + shared.windows, 20)} if limited else {}
         new, info = build(shared.step_size, shared.metric, **more).step(key, chain.kernel)
-        chain, shared = lax.cond(tuning, tune, keep, chain._replace(kernel=new), shared, info.acceptance_rate)
-        return core.Shared(chain, shared), info
+        shared = lax.cond(tuning, tune, lambda shared, kernel, rate: shared, shared, new, info.acceptance_rate)
+        return core.Shared(WarmupChain(new), shared), info
 
-    def keep(chain: WarmupChain, shared: WarmupShared, rate: jax.Array) -> tuple[WarmupChain, WarmupShared]:
-        return chain, shared
-
-    def tune(chain: WarmupChain, shared: WarmupShared, rate: jax.Array) -> tuple[WarmupChain, WarmupShared]:
+    def tune(shared: WarmupShared, kernel: Any, rate: jax.Array) -> WarmupShared:
         plan, transitions = shared.schedule, shared.transitions + 1
         rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
         averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], target_acceptance)
         log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
         shared = shared._replace(transitions=transitions, averaging=averaging, step_size=jnp.exp(log_step))
         inside = (transitions > plan.start) & (transitions <= plan.stop)
-        position = core.ravel(chain.position)[0].astype(chain.moments.mean.dtype)
-        added = welford.update(chain.moments, position)
-        moments = jax.tree.map(lambda new, old: lax.select(inside, new, old), added, chain.moments)
-        moments, shared = lax.cond(
-            inside & (transitions == shared.window_end), learn, lambda *same: same, moments, shared
-        )
-        return chain._replace(moments=moments), shared
+        shared = lax.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
+        return lax.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
 
-    def learn(moments: Moments, shared: WarmupShared) -> tuple[Moments, WarmupShared]:
-        pooled = welford.pool(gather(moments, axes))
+    def remember(shared: WarmupShared, kernel: Any) -> WarmupShared:
+        dtype = shared.step_size.dtype
+        position, gradient = core.ravel(kernel.position)[0].astype(dtype), _gradient(kernel, dtype)
+        density = getattr(kernel, "log_density", jnp.zeros(())).astype(dtype)
+        positions, gradients, densities = gather((position, gradient, density), axes)
+        # A draw counts if its density is that of draws of the posterior, as far as any chain has seen it: what chains
+        # do on their way there says nothing about its scales, and can outweigh all that does.
+        densities = jnp.where(jnp.isnan(densities), -jnp.inf, densities)
+        spread = FAR + 2 * position.size
+        best = jnp.max(densities)
+        risen = best > shared.best + spread
+        window = jax.tree.map(lambda x: jnp.where(risen, jnp.zeros_like(x), x), shared.window)
+        best = jnp.where(risen, best, shared.best)
+        weights = (densities >= best - spread).astype(dtype)
+        return shared._replace(window=metric_estimation.update(window, positions, gradients, weights), best=best)
+
+    def learn(shared: WarmupShared) -> WarmupShared:
+        # A window in which the chains were still on their way goes on a little.
+        longer = shared.transitions + shared.schedule.window
+        few = (shared.window.positions.number < metric_estimation.FEWEST) & (longer <= shared.schedule.stop)
+        return lax.cond(few, lambda shared: shared._replace(window_end=longer), close, shared)
+
+    def close(shared: WarmupShared) -> WarmupShared:
         step_size = jnp.exp(shared.averaging.log_average)
-        shared = shared._replace(
+        return shared._replace(
             windows=shared.windows + 1,
             window_end=_window_end(shared.schedule, shared.transitions, shared.windows + 1),
+            window=jax.tree.map(jnp.zeros_like, shared.window),
+            best=jnp.full_like(shared.best, -jnp.inf),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
-            metric=from_covariance(welford.covariance(pooled), shared.metric),
+            metric=metric_estimation.estimate(shared.window, shared.metric),
         )
-        return jax.tree.map(jnp.zeros_like, moments), shared
 
     def finish(state: core.Shared) -> core.Algorithm:
         shared = state.shared
@@ -241,6 +296,12 @@ def warmup(
         return build(jnp.where(unfinished, jnp.exp(shared.averaging.log_average), shared.step_size), shared.metric)
 
     return Warmup(init, step, finish)
+
+
+def _gradient(state: Any, dtype: Any) -> jax.Array | None:
+    """The gradient (size,) in a kernel's state, or None for a kernel that has none."""
+    gradient = getattr(state, "log_density_gradient", None)
+    return None if gradient is None else core.ravel(gradient)[0].astype(dtype)
 
 
 def gather(tree: Any, axes: Sequence[str]) -> Any:

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprob import core
+
+SMALL = 32  # size up to which sums of products are spelled out, so that their bits depend on nothing else
 
 
 class Moments(NamedTuple):
@@ -43,23 +46,53 @@ def update(moments: Moments, position: jax.Array) -> Moments:
     return Moments(number, mean, moments.squares + product)
 
 
+def add(moments: Moments, rows: jax.Array, weights: jax.Array) -> Moments:
+    """Adds one position of each of several chains.
+
+    Args:
+      moments: of all chains together.
+      rows: (chain, size).
+      weights: (chain,), 1 for a position that counts and 0 for one that does not.
+    """
+    weights = jnp.expand_dims(weights, 1)
+    added = core.ordered_sum(weights)[0]
+    number = moments.number + added
+    centre = core.ordered_sum(weights * rows) / jnp.maximum(added, 1)
+    apart = weights * (rows - jnp.expand_dims(centre, 0))
+    shift = jnp.where(added > 0, centre - moments.mean, 0)
+    # The shift of the mean is one more row, so that one product makes all.
+    weight = jnp.sqrt(moments.number * added / jnp.maximum(number, 1))
+    rows = jnp.concatenate([apart, jnp.expand_dims(weight * shift, 0)])
+    if moments.squares.ndim == 1:
+        squares = core.ordered_sum(rows * rows)
+    elif rows.shape[1] <= SMALL:
+        squares = core.ordered_sum(jnp.expand_dims(rows, 2) * jnp.expand_dims(rows, 1))
+    else:
+        rows = lax.optimization_barrier(rows)
+        squares = lax.optimization_barrier(core.matmul(rows.T, rows))
+    mean = moments.mean + added / jnp.maximum(number, 1) * shift
+    return Moments(number, mean, moments.squares + squares)
+
+
 def pool(moments: Moments) -> Moments:
     """The moments of all chains together.
 
     Args:
-      moments: with a leading axis of chains, each of the same number.
+      moments: with a leading axis of chains, which may have different numbers.
 
     Returns:
       moments without that axis. The order of the sums is that of the chains.
     """
-    mean = core.ordered_sum(moments.mean) / moments.mean.shape[0]
+    total = core.ordered_sum(moments.number)
+    weights = moments.number.reshape(-1, 1)
+    mean = core.ordered_sum(weights * moments.mean) / jnp.maximum(total, 1)
     apart = moments.mean - jnp.expand_dims(mean, 0)
     if moments.squares.ndim == 2:
-        between = core.ordered_sum(apart * apart)
+        between = core.ordered_sum(weights * apart * apart)
     else:
-        between = core.ordered_sum(jnp.expand_dims(apart, 2) * jnp.expand_dims(apart, 1))
-    squares = core.ordered_sum(moments.squares) + moments.number[0] * between
-    return Moments(core.ordered_sum(moments.number), mean, squares)
+        weighted = weights * apart
+        between = core.ordered_sum(jnp.expand_dims(weighted, 2) * jnp.expand_dims(apart, 1))
+    return Moments(total, mean, core.ordered_sum(moments.squares) + between)
 
 
 def covariance(moments: Moments) -> jax.Array:

@@ -22,6 +22,8 @@ class Case(NamedTuple):
       steps: of 64 chains from `target.far`; the first third is left out.
       moved: least fraction of chains that must be elsewhere after `transitions`.
       walkers: for ensembles, how many positions an algorithm's position holds on a leading axis.
+      stationary: whether a chain that `init` puts at an exact draw is in equilibrium. Not so where a state holds more
+        than a position and its own random numbers, such as replicas at other temperatures that begin at the same place.
     """
 
     name: str
@@ -32,3 +34,4 @@ class Case(NamedTuple):
     steps: int = 1500
     moved: float = 0.3
     walkers: int | None = None
+    stationary: bool = True

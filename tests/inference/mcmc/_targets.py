@@ -152,7 +152,7 @@ def _beta_binomial() -> Target:
 
 # A Gaussian random walk, observed with noise at six of eight times: the path is a flat vector with a Gaussian prior.
 TIMES = 8
-_OBSERVED = np.array([0, 1, 3, 4, 6, 7])
+_OBSERVED = np.array([0, 1, 3, 4, 6, 7], np.int32)
 _SERIES = np.array([0.4, 1.3, 0.2, -0.9, -1.8, -2.0])
 _NOISE = 0.6
 

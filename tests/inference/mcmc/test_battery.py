@@ -100,7 +100,7 @@ def scores(target: Target, positions):
     return np.stack(columns, axis=1).astype(float)
 
 
-@pytest.mark.parametrize(("case", "name"), by_target(CASES))
+@pytest.mark.parametrize(("case", "name"), by_target(case for case in CASES if case.stationary))
 def test_draws_of_the_target_stay_draws_of_the_target(case, name):
     """Laws, and how they hang together: products of scores and the log density against fresh exact draws."""
     target, rng = TARGETS[name], np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_chains_from_afar_find_the_target(case, name):
                 truth = np.sum(probabilities * ((states >> one) & (states >> two) & 1))
                 error = both.std(ddof=1) / np.sqrt(chains)
                 assert error < 0.03
-                assert abs(both.mean() - truth) < 5.5 * error, (one, two)
+                assert abs(both.mean() - truth) <= 5.5 * error, (one, two)  # both 0 for bits of no state
 
 
 # Geweke (2004): parameters from the prior and data given them are exact draws of the joint law. Data drawn anew given
@@ -205,7 +205,11 @@ def _latent(y):
 
 
 def _discrete(y):
-    return Target(lambda x: -0.5 * jnp.sum((y - jnp.sum(x.astype(y.dtype))) ** 2) + x[0] * 0.7, _no_draws, _no_draws)
+    def log_density(x):
+        x = x.astype(y.dtype)
+        return -0.5 * jnp.sum((y - jnp.sum(x)) ** 2) + x[0] * 0.7
+
+    return Target(log_density, _no_draws, _no_draws)
 
 
 def _both(y):
@@ -239,20 +243,20 @@ GEWEKE = {
     ),
     "discrete": (
         lambda rng, n: (rng.uniform(size=(n, 4)) < np.array([FIRST, 0.5, 0.5, 0.5])).astype(np.int32),
-        lambda key, x: jnp.sum(x) + jax.random.normal(key, (2,)),
+        lambda key, x: jnp.sum(x).astype(jnp.float32) + jax.random.normal(key, (2,)),
         _discrete,
         lambda x: {},
     ),
     "mixed": (
         lambda rng, n: {"label": rng.integers(0, 2, n).astype(np.int32), "x": rng.normal(size=n)},
-        lambda key, q: q["x"] * (2.0 * q["label"] - 1) + jax.random.normal(key, (2,)),
+        lambda key, q: q["x"] * (2.0 * q["label"].astype(jnp.float32) - 1) + jax.random.normal(key, (2,)),
         _both,
         lambda q: {"x": (q["x"], scipy.stats.norm.cdf)},
     ),
 }
 
 
-@pytest.mark.parametrize("case", each([case for case in CASES if case.walkers is None]))
+@pytest.mark.parametrize("case", each([case for case in CASES if case.walkers is None and case.stationary]))
 def test_geweke(case):
     draw, simulate, target, laws = GEWEKE[case.kind]
     starts = as_float32(draw(np.random.default_rng(2), CHAINS))
