@@ -226,6 +226,40 @@ def test_chains_on_their_way_teach_nothing():
     assert state.shared.windows >= 1
 
 
+def test_a_chain_that_begins_far_away_arrives():
+    """A regression on years that are not centred, scale unknown: one chain starts where it would drift for ever."""
+    years, y = jnp.arange(1952.0, 2014.0), jnp.asarray(np.random.default_rng(0).normal(5, 1.1, 62), jnp.float32)
+
+    def log_density(q):
+        alpha, beta, log_sigma = q
+        prior = -0.5 * ((alpha - 5) / 100) ** 2 - 0.5 * (beta / 0.03) ** 2 + log_sigma
+        return prior - 62 * log_sigma - 0.5 * jnp.sum(((y - alpha - beta * years) * jnp.exp(-log_sigma)) ** 2)
+
+    tuning = mcmc.warmup(mcmc.nuts, log_density, num_steps=400, metric="dense", axis_name="chain")
+    starts = jnp.array([[0.0, 0.0, 1.0], [1.0, 0.1, 0.0], [-1.0, -1.3, 0.2], [-1.7, 1.9, 0.7]])
+    _, info = run_pooled(tuning, jax.random.key(2), 4, 400, starts)
+    assert np.asarray(info.log_density)[100:].min() > np.median(info.log_density[300:]) - 25
+    assert (
+        np.asarray(info.num_steps)[300:].mean() < 12
+    )  # and the metric is learnt: alpha and beta have a correlation of -1
+
+
+def test_a_descent_goes_to_the_highest_point_of_its_trajectory():
+    """Each of many transitions ends as high as any point that a plain one from the same state, with its key, can."""
+    starts = jnp.asarray(np.random.default_rng(3).normal(size=(500, 3)) * 4, jnp.float32)
+
+    def go(descend):
+        kernel = mcmc.nuts(lambda q: -0.5 * jnp.sum(q * q), 0.3, descend=descend)
+        keys = jax.random.split(jax.random.key(1), 500)
+        states, info = jax.jit(jax.vmap(lambda key, q: kernel.step(key, kernel.init(q, key))))(keys, starts)
+        return np.asarray(states.log_density), np.asarray(info.num_steps)
+
+    (high, steps), (plain, plain_steps) = go(True), go(False)
+    np.testing.assert_array_equal(steps, plain_steps)  # the same trajectories
+    assert np.all(high >= plain - 3)  # but for the start's share, which is small where chains are away
+    assert np.mean(high > plain) > 0.3
+
+
 def test_moments_of_chains_together(rng):
     draws = rng.normal([100.0, -3.0], [1.0, 0.01], (5, 40, 2))
     for dense in (False, True):

@@ -49,6 +49,17 @@ from jaxprob.inference.mcmc._learned_proposal import joint_categorical_network a
 from jaxprob.inference.mcmc._learned_proposal import mixture_density_network as mixture_density_network
 from jaxprob.inference.mcmc._learned_proposal import train_proposal as train_proposal
 from jaxprob.inference.mcmc._low_rank_metric import LowRankMetric as LowRankMetric
+from jaxprob.inference.mcmc._mclmc import AdjustedMCLMCInfo as AdjustedMCLMCInfo
+from jaxprob.inference.mcmc._mclmc import MCLMCInfo as MCLMCInfo
+from jaxprob.inference.mcmc._mclmc import MCLMCState as MCLMCState
+from jaxprob.inference.mcmc._mclmc import adjusted_mclmc as adjusted_mclmc
+from jaxprob.inference.mcmc._mclmc import mclmc as mclmc
+from jaxprob.inference.mcmc._mclmc_warmup import MCLMCShared as MCLMCShared
+from jaxprob.inference.mcmc._mclmc_warmup import mclmc_warmup as mclmc_warmup
+from jaxprob.inference.mcmc._meads import MEADSShared as MEADSShared
+from jaxprob.inference.mcmc._meads import MEADSState as MEADSState
+from jaxprob.inference.mcmc._meads import MEADSTuning as MEADSTuning
+from jaxprob.inference.mcmc._meads import meads as meads
 from jaxprob.inference.mcmc._metric import Metric as Metric
 from jaxprob.inference.mcmc._metropolis import MetropolisInfo as MetropolisInfo
 from jaxprob.inference.mcmc._metropolis import MetropolisState as MetropolisState
@@ -61,6 +72,8 @@ from jaxprob.inference.mcmc._parallel_tempering import TemperingState as Temperi
 from jaxprob.inference.mcmc._parallel_tempering import parallel_tempering as parallel_tempering
 from jaxprob.inference.mcmc._random_walk import independent_metropolis as independent_metropolis
 from jaxprob.inference.mcmc._random_walk import random_walk_metropolis as random_walk_metropolis
+from jaxprob.inference.mcmc._riemannian import riemannian_hmc as riemannian_hmc
+from jaxprob.inference.mcmc._riemannian import riemannian_nuts as riemannian_nuts
 from jaxprob.inference.mcmc._schedules import cosine_schedule as cosine_schedule
 from jaxprob.inference.mcmc._schedules import cyclical as cyclical
 from jaxprob.inference.mcmc._schedules import polynomial_schedule as polynomial_schedule

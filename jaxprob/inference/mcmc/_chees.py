@@ -48,6 +48,7 @@ class TrajectoryShared(NamedTuple):
       metric: for the next transition.
       trajectory_length: (), for the next transition, in the units of the metric: the largest, the mean is half.
       log_average: (), averaged log of it.
+      shortest: (), log of the step size when the last window closed; no trajectory length is below that.
       square: (), discounted sum of squared gradients.
       mean: (size,), running mean of the positions.
       direction: (size,), running principal component in the units of the metric, of the length of its eigenvalue; None
@@ -65,6 +66,7 @@ class TrajectoryShared(NamedTuple):
     metric: Metric
     trajectory_length: jax.Array
     log_average: jax.Array
+    shortest: jax.Array
     square: jax.Array
     mean: jax.Array
     direction: jax.Array | None
@@ -142,9 +144,10 @@ def snaper(
 ) -> Warmup:
     """SNAPER-HMC: like `chees`, along the principal component alone and for each unit of the trajectory length.
 
-    Ascends `E[((u'(x' - m))^2 - (u'(x - m))^2)^2] / T`, with u the principal component of the positions in the units of
-    the metric, learnt on the way by Oja's rule. Where there are many dimensions and few of them are long, their share
-    in the distance that `chees` looks at is small; here it is all that counts.
+    Ascends `E[((u'(x' - m))^2 - (u'(x - m))^2)^2] / (T + step size)`, with u the principal component of the positions
+    in the units of the metric, learnt on the way by Oja's rule. Below is twice the mean length that is gone. Where
+    there are many dimensions and few of them are long, their share in the distance that `chees` looks at is small; here
+    they are all that counts.
 
     Args and returns as of `chees`.
 
@@ -207,6 +210,7 @@ def _trajectory_warmup(
             metric=scale,
             trajectory_length=step_size,
             log_average=zero,
+            shortest=jnp.log(step_size),
             square=zero,
             mean=jnp.zeros((flat.size,), flat.dtype),
             direction=direction if principal else None,
@@ -254,9 +258,9 @@ def _trajectory_warmup(
             slopes = _chees_slopes(moves, shared.trajectory_length)
         else:
             unit = direction / core.norm(direction)
-            slopes = _snaper_slopes(moves, unit, shared.trajectory_length)
-            shares = jnp.expand_dims(_along(moves.before, unit), 1) * moves.before
-            new = core.ordered_sum(shares) / shares.shape[0]
+            slopes = _snaper_slopes(moves, unit, shared.trajectory_length, shared.step_size)
+            shares = jnp.expand_dims(_along(moves.before, unit), 1)
+            new = core.ordered_dot(shares, moves.before) / shares.shape[0]
             direction = direction + remember * (new - direction)
             direction = jnp.where(jnp.isfinite(direction).all() & (core.norm(direction) > 0), direction, unit)
         shared = shared._replace(
@@ -279,16 +283,18 @@ def _trajectory_warmup(
     def climb(shared: TrajectoryShared, slopes: jax.Array, weights: jax.Array) -> TrajectoryShared:
         """One step of Adam, without momentum, on the log of the trajectory length."""
         total = core.ordered_sum(weights)
-        slope = core.ordered_sum(weights * slopes) / jnp.where(total > 0, total, 1)
+        slope = core.ordered_dot(weights, slopes) / jnp.where(total > 0, total, 1)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        square = DISCOUNT * shared.square + (1 - DISCOUNT) * slope**2
+        square = shared.square + (1 - DISCOUNT) * (slope**2 - shared.square)
         # The sums of discounts make up for the start at zero. The updates are counted by the averaging, which begins
         # anew with each window, as the slopes are in the units of the metric.
         updates = shared.averaging.updates
         root = jnp.sqrt(square / (1 - jnp.asarray(DISCOUNT, square.dtype) ** updates))
         log_length = jnp.log(shared.trajectory_length) + RATE * slope / jnp.where(root > 0, root, 1)
-        longest = shared.averaging.log_step + jnp.log(jnp.asarray(max_num_steps, square.dtype))
-        log_length = jnp.minimum(log_length, longest)
+        # Below one step nothing says that longer would be better. The step size of the moment is no measure: dual
+        # averaging tries ten times what it should be.
+        ratio = jnp.log(jnp.asarray(max_num_steps, square.dtype))
+        log_length = jnp.clip(log_length, shared.shortest, shared.averaging.log_step + ratio)
         weight = updates**-dual_averaging.DECAY
         average = shared.log_average + weight * (log_length - shared.log_average)
         return shared._replace(square=square, trajectory_length=jnp.exp(log_length), log_average=average)
@@ -304,6 +310,7 @@ def _trajectory_warmup(
             step_size=step_size,
             metric=learnt,
             trajectory_length=jnp.where(shared.windows == 0, step_size, shared.trajectory_length),
+            shortest=shared.averaging.log_average,
             square=jnp.zeros_like(shared.square),
         )
 
@@ -344,11 +351,15 @@ def _chees_slopes(moves: _Moves, length: jax.Array) -> jax.Array:
     return length * moves.jitter * change * core.ordered_dot(after, moves.velocity.T)
 
 
-def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array) -> jax.Array:
-    """(chain,), the same for the criterion along a direction divided by the length, times that length."""
+def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array, step_size: jax.Array) -> jax.Array:
+    """(chain,), the same for the criterion along a direction over twice the mean length that is gone."""
     before, after, velocity = (_along(rows, unit) for rows in moves[:3])
-    change = after**2 - before**2
-    return 4 * length * moves.jitter * change * after * velocity - change**2
+    change = (after - before) * (after + before)
+    # Numbers of steps are rounded up, by half a step in the mean. Without it the rate is best where T is zero.
+    gone = length + step_size
+    # The barrier stands between products and a sum, or two of them could be rounded as one.
+    gain, loss = lax.optimization_barrier((4 * moves.jitter * after * velocity, change / gone))
+    return length / gone * change * (gain - loss)
 
 
 def _harmonic_mean(rates: jax.Array) -> jax.Array:

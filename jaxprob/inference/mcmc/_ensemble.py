@@ -218,6 +218,9 @@ def _check_walkers(name: str, position: Any, fewest: int) -> None:
     points = np.concatenate([np.asarray(leaf, float).reshape(walkers, -1) for leaf in leaves], axis=1)
     apart = points - points.mean(axis=0)
     scales = apart.std(axis=0)
-    if np.isfinite(apart).all() and (not (scales > 0).all() or np.linalg.matrix_rank(apart / scales) < size):
+    rounding = 4 * walkers * max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
+    if np.isfinite(apart).all() and (
+        not (scales > 0).all() or np.linalg.matrix_rank(apart / scales, rtol=rounding) < size
+    ):
         todo = "Add a little noise to each: an ensemble never leaves the plane its walkers lie in"
         raise core.bad_value(name, "position", "an ensemble whose walkers lie in a plane", "walkers apart", todo)

@@ -109,7 +109,7 @@ def flatten(log_density: LogDensity, position: Any) -> Flat:
     return Flat(dtype, evaluate, unravel, vector.size)
 
 
-def as_step_size(step_size: Any, function: str) -> jax.Array:
+def as_step_size(step_size: Any, function: str, argument: str = "step_size") -> jax.Array:
     """A step size as a scalar array; raises a `ValueError` unless it is one number above zero, where it is known."""
     if isinstance(step_size, jax.core.Tracer):
         array, possible = core.as_float(step_size), True
@@ -118,7 +118,7 @@ def as_step_size(step_size: Any, function: str) -> jax.Array:
             array = core.as_float(step_size)
             possible = array.ndim == 0 and 0 < float(array) < math.inf
     if array.ndim or not possible:
-        raise core.bad_value(function, "step_size", array, "one finite number above zero")
+        raise core.bad_value(function, argument, array, "one finite number above zero")
     return array
 
 

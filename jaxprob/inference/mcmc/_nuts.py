@@ -12,6 +12,7 @@ Monte Carlo", appendix A; the checks across subtrees are Stan's (since 2.21).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +25,9 @@ from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc._hamiltonian import Flat, Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
-from jaxprob.inference.mcmc._metric import Metric, as_metric
+from jaxprob.inference.mcmc._metric import as_metric
 
+STEEP = 1e3  # how much of a log density makes a log weight where the highest is wanted
 EARLY = 32  # leaves whose random numbers are drawn at once: one at a time they cost a third of the time of a small tree
 
 
@@ -71,12 +73,44 @@ class _Draws(NamedTuple):
     leaf_words: jax.Array  # (2,), uint32: of the key that makes the uniform of any further leaf
 
 
+class Leaf(NamedTuple):
+    """A point of a trajectory.
+
+    Attributes:
+      point: where it is.
+      energy: ().
+      motion: (motion,), what checks for U-turns see of it: its whitened momentum, or whatever `Geometry.inner` takes.
+    """
+
+    point: Point
+    energy: jax.Array
+    motion: jax.Array
+
+
+class Geometry(NamedTuple):
+    """What a tree is built on.
+
+    Attributes:
+      flat: the log density.
+      step_size: (), of the integrator.
+      start: `standard normal (size,) -> Leaf`, the chain's state with the momentum made of that.
+      integrate: `(point, forward) -> Leaf`, one step; a point without log density or gradient is enough.
+      inner: `(sums of motions (motion, n), motions (motion, n)) -> (n,)`: positive while the ends move apart.
+    """
+
+    flat: Flat
+    step_size: jax.Array
+    start: Callable[[jax.Array], Leaf]
+    integrate: Callable[[Point, jax.Array], Leaf]
+    inner: Callable[[jax.Array, jax.Array], jax.Array]
+
+
 class _Span(NamedTuple):
     """A tree of neighbouring leaves, as far as U-turns go."""
 
-    first: jax.Array  # (size,), momentum of the leaf where it began
-    last: jax.Array  # (size,), momentum of the latest leaf
-    total: jax.Array  # (size,), sum of the momenta of all leaves
+    first: jax.Array  # (motion,), of the leaf where it began
+    last: jax.Array  # (motion,), of the latest leaf
+    total: jax.Array  # (motion,), sum over all leaves
 
 
 class _Trajectory(NamedTuple):
@@ -85,7 +119,7 @@ class _Trajectory(NamedTuple):
     leaves: jax.Array  # (), so far, the initial point included; in `step` the same for all chains under vmap
     initial: jax.Array  # (), the energy of the initial point
     ends: jax.Array  # (2, 3, size): the earliest leaf and the latest; position, momentum, force
-    stack: jax.Array  # (levels, 3, size): the tree that waits at each level, a `_Span`
+    stack: jax.Array  # (levels, 3, motion): the tree that waits at each level, a `_Span`
     tree: _Choice  # among the leaves of completed doublings
     subtree: _Choice  # among the leaves of the doubling under way
     acceptance: jax.Array  # (), summed over leaves
@@ -116,6 +150,7 @@ def nuts(
     *,
     max_tree_depth: int = 10,
     tree_depth_limit: Any = None,
+    descend: Any = False,
 ) -> core.Interruptible:
     """The no-U-turn sampler.
 
@@ -126,6 +161,8 @@ def nuts(
         scalar, where size is the number of scalars in a position, in flattening order.
       max_tree_depth: how often a trajectory may be doubled; sizes the memory of a transition.
       tree_depth_limit: (), integer that may be traced and bounds the doublings further; none by default.
+      descend: (), bool that may be traced: go to the point of highest density of the trajectory, which is no draw of
+        anything. For warm-up, where a chain that begins far from the bulk loses its energy so and not by diffusion.
 
     Returns:
       Algorithm whose state is a `State` and whose info is a `NUTSInfo`. Its transitions are made of moves of one
@@ -145,27 +182,68 @@ def nuts(
     target = as_log_density(log_density, "nuts")
     step_size = hamiltonian.as_step_size(step_size, "nuts")
     metric = as_metric(inverse_mass_matrix, "nuts")
-    if not 1 <= max_tree_depth <= 20:
-        raise core.bad_value("nuts", "max_tree_depth", max_tree_depth, "an integer from 1 to 20")
-    limit = max_tree_depth if tree_depth_limit is None else jnp.clip(tree_depth_limit, 1, max_tree_depth)
+    check_depth(max_tree_depth, "nuts")
 
     def init(position: Any, key: core.Key) -> State:
         return hamiltonian.init(target, metric, position, "nuts")
 
+    def geometry(state: State) -> Geometry:
+        flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
+
+        def leaf(point: Point) -> Leaf:
+            return Leaf(point, hamiltonian.energy(point), point.momentum)
+
+        def start(normal: jax.Array) -> Leaf:
+            return leaf(hamiltonian.start(flat, scale, normal, state))
+
+        def integrate(point: Point, forward: jax.Array) -> Leaf:
+            return leaf(hamiltonian.leapfrog(flat, scale, point, lax.select(forward, size, -size)))
+
+        return Geometry(flat, size, start, integrate, core.ordered_dot)
+
+    return transitions("nuts", init, geometry, max_tree_depth, tree_depth_limit, descend)
+
+
+def check_depth(max_tree_depth: int, function: str) -> None:
+    """Raises a `ValueError` for a `max_tree_depth` outside 1 to 20."""
+    if not 1 <= max_tree_depth <= 20:
+        raise core.bad_value(function, "max_tree_depth", max_tree_depth, "an integer from 1 to 20")
+
+
+def transitions(
+    function: str,
+    init: Callable[[Any, core.Key], State],
+    geometry: Callable[[State], Geometry],
+    max_tree_depth: int,
+    tree_depth_limit: Any = None,
+    descend: Any = False,
+) -> core.Interruptible:
+    """The sampler on a geometry.
+
+    Args:
+      function: name of the kernel, for messages.
+      init: of the algorithm.
+      geometry: `state -> Geometry`, for positions shaped like that state's.
+      max_tree_depth: as in `nuts`.
+      tree_depth_limit: as in `nuts`.
+      descend: as in `nuts`.
+    """
+    limit = max_tree_depth if tree_depth_limit is None else jnp.clip(tree_depth_limit, 1, max_tree_depth)
+
     def begin(key: core.Key, state: State) -> Work:
-        flat, scale, _ = hamiltonian.prepare(target, metric, step_size, state)
-        draws = _draw(core.as_key(key, "nuts"), flat, max_tree_depth)
-        return Work(state, draws, _start(hamiltonian.start(flat, scale, draws.momentum, state), max_tree_depth))
+        ground = geometry(state)
+        draws = _draw(core.as_key(key, function), ground.flat, max_tree_depth)
+        return Work(state, draws, _start(ground.start(draws.momentum), max_tree_depth))
 
     def move(work: Work) -> Work:
-        flat, scale, size = hamiltonian.prepare(target, metric, step_size, work.state)
-        return work._replace(trajectory=_leaf(flat, scale, size, work.draws, work.trajectory, 1 << limit))
+        ground = geometry(work.state)
+        return work._replace(trajectory=_leaf(ground, work.draws, work.trajectory, 1 << limit, descend))
 
     def finished(work: Work) -> jax.Array:
         return ~work.trajectory.active
 
     def end(work: Work) -> tuple[State, NUTSInfo]:
-        flat, _, size = hamiltonian.prepare(target, metric, step_size, work.state)
+        flat, size, *_ = geometry(work.state)
         last = work.trajectory
         info = NUTSInfo(
             acceptance_rate=last.acceptance / last.num_steps.astype(flat.dtype),
@@ -209,11 +287,11 @@ def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
     return lax.cond(leaf < EARLY, lambda leaf: _row(draws.leaves, leaf), late, leaf)
 
 
-def _start(start: Point, levels: int) -> _Trajectory:
+def _start(leaf: Leaf, levels: int) -> _Trajectory:
     """A trajectory of one point."""
+    start, initial, motion = leaf
     # Made from what differs between chains: `vmap` finds out which parts of a carry differ by going through the loop
     # again and again, and goes through this one once.
-    initial = hamiltonian.energy(start)
     no = (initial == initial) & False
     none, zero = no.astype(jnp.int32), no.astype(initial.dtype)
     ends = jnp.stack([start.position, start.momentum, start.force])
@@ -222,7 +300,7 @@ def _start(start: Point, levels: int) -> _Trajectory:
         leaves=jnp.int32(1),
         initial=initial,
         ends=jnp.broadcast_to(ends, (2, 3, start.position.size)),
-        stack=jnp.broadcast_to(start.momentum, (levels, 3, start.position.size)),
+        stack=jnp.broadcast_to(motion, (levels, 3, motion.size)),
         tree=choice,
         subtree=choice._replace(log_weight=zero - jnp.inf),
         acceptance=zero,
@@ -233,10 +311,8 @@ def _start(start: Point, levels: int) -> _Trajectory:
     )
 
 
-def _leaf(
-    flat: Flat, metric: Metric, step_size: jax.Array, draws: _Draws, carry: _Trajectory, most: Any
-) -> _Trajectory:
-    """Adds one leaf to a trajectory, of `most` at the most: one leapfrog step, and the merges that it completes."""
+def _leaf(geometry: Geometry, draws: _Draws, carry: _Trajectory, most: Any, descend: Any) -> _Trajectory:
+    """Adds one leaf to a trajectory, of `most` at the most: one step, and the merges that it completes."""
     levels, initial = draws.forwards.size, carry.initial
     flips = draws.forwards != jnp.roll(draws.forwards, -1)
     latest = jnp.arange(2).reshape(2, 1, 1) == 1
@@ -244,9 +320,10 @@ def _leaf(
     forward = _row(draws.forwards, depth)
     position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
     origin = Point(position, momentum, force, force, initial)
-    point = hamiltonian.leapfrog(flat, metric, origin, lax.select(forward, step_size, -step_size))
-    energy = hamiltonian.energy(point)
+    point, energy, motion = geometry.integrate(origin, forward)
     weight, rate, diverging = hamiltonian.compare(initial, energy)
+    # Weights so far apart that the largest is chosen always; only the density's differences count.
+    weight = jnp.where(descend & jnp.isfinite(weight), STEEP * (point.log_density + initial), weight)
 
     # Within a doubling a leaf is chosen in proportion to its weight.
     total = jnp.logaddexp(carry.subtree.log_weight, weight)
@@ -259,10 +336,10 @@ def _leaf(
 
     def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         level, node, turned = loop
-        node, turns = _merge(_Span(*_row(carry.stack, level)), node)
+        node, turns = _merge(geometry.inner, _Span(*_row(carry.stack, level)), node)
         return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
 
-    node = _Span(point.momentum, point.momentum, point.momentum)
+    node = _Span(motion, motion, motion)
     # The first level that turned, or -1 for a divergence, or `levels` for neither.
     never = jnp.where(diverging, jnp.int32(-1), jnp.int32(levels))
     level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
@@ -297,7 +374,7 @@ def _leaf(
     )
 
 
-def _merge(one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
+def _merge(inner: Callable[[jax.Array, jax.Array], jax.Array], one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
     """Joins two neighbouring trees.
 
     Returns:
@@ -308,7 +385,7 @@ def _merge(one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
     ahead, behind = one.total + two.first, two.total + one.last
     sums = jnp.stack([total, total, ahead, ahead, behind, behind], axis=1)
     ends = jnp.stack([one.first, two.last, one.first, two.first, one.last, two.last], axis=1)
-    onwards = jnp.all(core.ordered_dot(sums, ends) > 0)
+    onwards = jnp.all(inner(sums, ends) > 0)
     return _Span(one.first, two.last, total), ~onwards
 
 

@@ -158,7 +158,7 @@ def restart(
 ) -> TemperingState:
     """The state of a chain with its replicas at positions (replica, ...), and nothing counted yet."""
     replicas = jax.vmap(
-        lambda place, position: _build(kernel, parts, place).init(position, core.fold(key, place.index))
+        lambda place, position: _build(kernel, parts, place).init(position, core.fold(key, place.level))
     )(_places(betas, step_sizes), positions)
     dtype = jax.eval_shape(parts, _coldest(positions))[1].dtype
     return TemperingState(
@@ -178,7 +178,7 @@ def transition(
     places = _places(betas, step_sizes)
 
     def explore(place: _Place, replica: Any) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-        new, info = _build(kernel, parts, place).step(core.fold(key, 0, place.index), replica)
+        new, info = _build(kernel, parts, place).step(core.fold(key, 0, place.level), replica)
         base, tilt = parts(core.position_of(new))
         return new, getattr(info, "acceptance_rate", jnp.ones((), tilt.dtype)), base, tilt
 
@@ -187,23 +187,23 @@ def transition(
     steps = betas[:-1] - betas[1:]
     log_ratio = steps * (tilts[1:] - tilts[:-1])
     swaps = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
-    turn = places.index[:-1] % 2 == state.steps % 2
+    turn = places.level[:-1] % 2 == state.steps % 2
     swapped = turn & (jax.random.uniform(core.fold(key, 1), swaps.shape, swaps.dtype) < swaps)
     by_one = swapped.astype(jnp.int32)
-    source = places.index + jnp.pad(by_one, (0, 1)) - jnp.pad(by_one, (1, 0))
+    source = places.level + jnp.pad(by_one, (0, 1)) - jnp.pad(by_one, (1, 0))
 
     def arrive(place: _Place, replica: Any, position: Any, base: jax.Array, tilt: jax.Array, same: jax.Array) -> Any:
         if set(getattr(replica, "_fields", ())) == {"position", "log_density"}:
             value = tempered(base, place.beta, tilt).astype(replica.log_density.dtype)
             new = replica._replace(position=position, log_density=value)
         else:
-            new = _build(kernel, parts, place).init(position, core.fold(key, 2, place.index))
+            new = _build(kernel, parts, place).init(position, core.fold(key, 2, place.level))
         return jax.tree.map(lambda old, new: _where(same, old, new), replica, new)
 
     positions, bases, came, stay = jax.tree.map(
-        lambda x: x[source], (core.position_of(moved), bases, state.from_hottest, places.index)
+        lambda x: x[source], (core.position_of(moved), bases, state.from_hottest, places.level)
     )
-    replicas = jax.vmap(arrive)(places, moved, positions, bases, tilts[source], stay == places.index)
+    replicas = jax.vmap(arrive)(places, moved, positions, bases, tilts[source], stay == places.level)
     # What a draw at one temperature says of the next colder one, before it is swapped away.
     stones = steps * tilts[1:]
     stones = jnp.where(jnp.isnan(stones), -jnp.inf, stones)
@@ -236,7 +236,7 @@ def _coldest(tree: Any) -> Any:
 class _Place(NamedTuple):
     """A place on the ladder."""
 
-    index: jax.Array  # ()
+    level: jax.Array  # ()
     beta: jax.Array  # ()
     step_size: Any  # (), or None
 

@@ -28,7 +28,7 @@ from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._metric_estimation import Window
 
 LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
-FAR = 10  # a log density so much below the best, and 2 more for each dimension, is no draw's of the posterior
+FAR = 10  # a log density so much below the best, and 5 more for each dimension, is no draw's of the posterior
 FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
 
 
@@ -107,7 +107,7 @@ class Schedule(NamedTuple):
 def schedule(num_steps: int, fisher: bool = False) -> Schedule:
     """Stan's schedule: 75 transitions, windows from 25 on, 50 transitions; in proportion where 150 are not reached.
 
-    With gradients a metric is learnt from few draws, and the windows begin at once: 10 transitions, windows from 10 on.
+    With gradients a metric is learnt from few draws, and windows begin at once, from 10 on.
 
     >>> schedule(1000)
     Schedule(num_steps=1000, start=75, stop=950, window=25)
@@ -115,7 +115,7 @@ def schedule(num_steps: int, fisher: bool = False) -> Schedule:
     if num_steps < 20:  # too few to learn a metric from
         return Schedule(num_steps, num_steps, num_steps, num_steps)
     if fisher:
-        return Schedule(num_steps, min(10, num_steps // 10), num_steps - min(100, num_steps // 4), 10)
+        return Schedule(num_steps, 0, num_steps - min(100, num_steps // 4), 10)
     if num_steps < 150:
         start, stop = int(0.15 * num_steps), num_steps - int(0.1 * num_steps)
         return Schedule(num_steps, start, stop, stop - start)
@@ -209,7 +209,9 @@ def warmup(
         raise core.bad_value("warmup", "target_acceptance", target_acceptance, "a number between 0 and 1")
     initial_step_size = hamiltonian.as_step_size(initial_step_size, "warmup")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-    limited = "tree_depth_limit" in inspect.signature(kernel).parameters and "tree_depth_limit" not in options
+    takes = {name for name in ("tree_depth_limit", "descend") if name in inspect.signature(kernel).parameters} - {
+        *options
+    }
 
     def build(step_size: Any, scale: Metric, **more: Any) -> core.Algorithm:
         return kernel(target, step_size=step_size, inverse_mass_matrix=scale, **options, **more)
@@ -241,22 +243,30 @@ def warmup(
     def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, Any]:
         chain, shared = state
         tuning = shared.transitions < shared.schedule.num_steps
-        more = {"tree_depth_limit": jnp.where(tuning, FIRST_DEPTH + shared.windows, 20)} if limited else {}
+        more = {}
+        if "tree_depth_limit" in takes:
+            more["tree_depth_limit"] = jnp.where(tuning, FIRST_DEPTH + shared.windows, 20)
+        if "descend" in takes:
+            # A chain on its way falls; as a sample of the tails it would come down as slowly as it loses energy.
+            away = chain.kernel.log_density < shared.best - _spread(chain.kernel)
+            more["descend"] = tuning & (2 * shared.transitions <= shared.schedule.stop) & away
         new, info = build(shared.step_size, shared.metric, **more).step(key, chain.kernel)
-        shared = lax.cond(tuning, tune, lambda shared, kernel, rate: shared, shared, new, info.acceptance_rate)
+        new, shared = lax.cond(
+            tuning, tune, lambda kernel, shared, _: (kernel, shared), new, shared, info.acceptance_rate
+        )
         return core.Shared(WarmupChain(new), shared), info
 
-    def tune(shared: WarmupShared, kernel: Any, rate: jax.Array) -> WarmupShared:
+    def tune(kernel: Any, shared: WarmupShared, rate: jax.Array) -> tuple[Any, WarmupShared]:
         plan, transitions = shared.schedule, shared.transitions + 1
         rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
         averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], target_acceptance)
         log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
         shared = shared._replace(transitions=transitions, averaging=averaging, step_size=jnp.exp(log_step))
         inside = (transitions > plan.start) & (transitions <= plan.stop)
-        shared = lax.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
-        return lax.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
+        kernel, shared = lax.cond(inside, remember, lambda *same: same, kernel, shared)
+        return kernel, lax.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
 
-    def remember(shared: WarmupShared, kernel: Any) -> WarmupShared:
+    def remember(kernel: Any, shared: WarmupShared) -> tuple[Any, WarmupShared]:
         dtype = shared.step_size.dtype
         position, gradient = core.ravel(kernel.position)[0].astype(dtype), _gradient(kernel, dtype)
         density = getattr(kernel, "log_density", jnp.zeros(())).astype(dtype)
@@ -264,13 +274,22 @@ def warmup(
         # A draw counts if its density is that of draws of the posterior, as far as any chain has seen it: what chains
         # do on their way there says nothing about its scales, and can outweigh all that does.
         densities = jnp.where(jnp.isnan(densities), -jnp.inf, densities)
-        spread = FAR + 2 * position.size
-        best = jnp.max(densities)
+        spread, best = _spread(kernel), jnp.max(densities)
         risen = best > shared.best + spread
         window = jax.tree.map(lambda x: jnp.where(risen, jnp.zeros_like(x), x), shared.window)
         best = jnp.where(risen, best, shared.best)
         weights = (densities >= best - spread).astype(dtype)
-        return shared._replace(window=metric_estimation.update(window, positions, gradients, weights), best=best)
+        if isinstance(kernel, hamiltonian.State):
+            # A chain that is still away when an early window ends goes on from where the best one is: it would take
+            # longer than the warm-up, in a region whose mass is as good as none.
+            early = (shared.transitions == shared.window_end) & (2 * shared.transitions <= shared.schedule.stop)
+            lost = early & ~(density >= best - spread)
+            donor = jnp.argmax(densities)
+            unravel = hamiltonian.to_vector(kernel.position)[1]
+            there = hamiltonian.State(unravel(positions[donor]), densities[donor], unravel(gradients[donor]))
+            kernel = jax.tree.map(lambda new, old: jnp.where(lost, new.astype(old.dtype), old), there, kernel)
+        window = metric_estimation.update(window, positions, gradients, weights)
+        return kernel, shared._replace(window=window, best=best)
 
     def learn(shared: WarmupShared) -> WarmupShared:
         # A window in which the chains were still on their way goes on a little.
@@ -296,6 +315,11 @@ def warmup(
         return build(jnp.where(unfinished, jnp.exp(shared.averaging.log_average), shared.step_size), shared.metric)
 
     return Warmup(init, step, finish)
+
+
+def _spread(state: Any) -> int:
+    """How far below the best a log density is that of a chain on its way."""
+    return FAR + 5 * core.size(state.position)
 
 
 def _gradient(state: Any, dtype: Any) -> jax.Array | None:

@@ -24,6 +24,7 @@ class Case(NamedTuple):
       walkers: for ensembles, how many positions an algorithm's position holds on a leading axis.
       stationary: whether a chain that `init` puts at an exact draw is in equilibrium. Not so where a state holds more
         than a position and its own random numbers, such as replicas at other temperatures that begin at the same place.
+      exact: whether the target is what the kernel leaves as it is. One that has a bias owes the rest, and a test of it.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Case(NamedTuple):
     moved: float = 0.3
     walkers: int | None = None
     stationary: bool = True
+    exact: bool = True

@@ -216,8 +216,8 @@ def exact_marginals(tables):
 def test_a_trained_proposal_beats_single_sites_at_equal_evaluations():
     """On unseen tables, with 2,400 evaluations of the density each: the error of marginals is three times smaller.
 
-    Medians over ten nets of the mean over 32 chains; single-site Gibbs does not leave the states it finds, and the
-    ratio is above ten, so that no luck decides.
+    Errors are means over 32 chains and the nodes, for each of ten nets. The median ratio is about 7: single-site Gibbs
+    rarely leaves the states it finds, while a trained proposal has nearly independent draws.
     """
     network = mcmc.joint_categorical_network(np.full((ROWS, COLUMNS), 2), hidden=(128,))
     trained = mcmc.train_proposal(jax.random.key(0), net_motif, network, 2000)

@@ -1,0 +1,207 @@
+"""Warm-up of microcanonical Langevin Monte Carlo: step size from the energy error, scales and length from the draws.
+
+Of one step the mean squared energy change grows as the sixth power of the step size, so that each transition says which
+step size would have had the wanted one. Scales are learnt in windows, each twice as long as the one before.
+
+Source: Robnik, De Luca, Silverstein & Seljak (2023), "Microcanonical Hamiltonian Monte Carlo", appendix; Robnik &
+Seljak (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprob import core
+from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
+from jaxprob.inference.mcmc._log_density import as_log_density
+from jaxprob.inference.mcmc._mclmc import MCLMCInfo, mclmc
+from jaxprob.inference.mcmc._metric import Metric
+from jaxprob.inference.mcmc._metric_estimation import Window
+from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, _window_end, gather
+
+REMEMBERED = 150.0  # transitions that the step size rests on, effectively
+TRUST = 1.5  # spread of the log of a step size that one transition asks for
+FARTHEST = 1e4  # no transition says that the error is off by more than this factor, either way
+
+
+class MCLMCShared(NamedTuple):
+    """What all chains have in common.
+
+    Attributes:
+      transitions: (), made while tuning.
+      schedule: how long to tune, and when to learn scales.
+      windows: (), windows that have closed.
+      window_end: (), transitions after which the window under way closes.
+      window: moments of the positions and gradients in the window under way.
+      weight: (), of the transitions that the step size rests on.
+      step_size: (), for the next transition.
+      trajectory_length: (), for the next transition.
+      metric: for the next transition.
+    """
+
+    transitions: jax.Array
+    schedule: Schedule
+    windows: jax.Array
+    window_end: jax.Array
+    window: Window
+    weight: jax.Array
+    step_size: jax.Array
+    trajectory_length: jax.Array
+    metric: Metric
+
+
+def mclmc_warmup(
+    log_density: core.LogDensity,
+    *,
+    num_steps: int = 2000,
+    desired_energy_variance: Any = 5e-4,
+    metric: str | None = "diagonal",
+    axis_name: str | Sequence[str] | None = None,
+    **options: Any,
+) -> Warmup:
+    """Tunes step size, trajectory length and a diagonal metric of `mclmc`.
+
+    With `xi = energy change^2 / (size * desired_energy_variance)` of each transition, its weight
+    `w = exp(-(log(xi) / 9)^2 / 2)` and W the faded sum of the weights before it, the step size is multiplied by
+    `((W + w xi) / (W + w))^(-1/6)`. At the end of a window the inverse mass becomes the root of the ratio of the
+    variances of draws and gradients, and the trajectory length the root of the sum of the variances of the draws in
+    whitened coordinates.
+
+    Several chains map `step` over `chain` alone, with the name of the mapped axis, as for `warmup`. They share all of
+    it, and their numbers are pooled at each transition.
+
+    Args:
+      log_density: `position -> scalar` on unconstrained positions, a pytree of floating arrays, two scalars or more.
+      num_steps: transitions that tune: the first tenth is for finding the way, the last for the step size alone.
+      desired_energy_variance: (), mean squared energy change of a transition for each scalar in a position. The bias
+        falls as its cube root.
+      metric: "diagonal", or None to leave coordinates as they are.
+      axis_name: named axes over which chains share what is tuned; none for a chain on its own.
+      **options: for `mclmc`.
+
+    Returns:
+      Warmup: an Algorithm (`init`, `step`) and `finish`. The state is a `core.Shared` of `WarmupChain` and
+      `MCLMCShared`; the kernel's state is an `MCLMCState` and its info an `MCLMCInfo`.
+
+    Raises:
+      TypeError: if `log_density` is no function.
+      ValueError: for an unknown metric, a negative number of steps, or a variance that is not above zero.
+
+    >>> tuning = mclmc_warmup(lambda q: -0.5 * (q**2).sum(), num_steps=20)
+    >>> state = tuning.init(jnp.ones(3), jax.random.key(0))
+    >>> state, info = tuning.step(jax.random.key(1), state)
+    >>> kernel = tuning.finish(state)
+
+    Source: Robnik, De Luca, Silverstein & Seljak (2023); the diagonal is that of `warmup`.
+    """
+    target = as_log_density(log_density, "mclmc_warmup")
+    if metric not in ("diagonal", None):
+        raise core.bad_value("mclmc_warmup", "metric", core.describe(metric), "'diagonal' or None")
+    if num_steps < 0:
+        raise core.bad_value("mclmc_warmup", "num_steps", num_steps, "an integer of at least 0")
+    desired = known_number(
+        "mclmc_warmup",
+        "desired_energy_variance",
+        desired_energy_variance,
+        lambda variance: 0 < variance < jnp.inf,
+        "a finite number above 0",
+    )
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+
+    def build(shared: MCLMCShared) -> core.Algorithm:
+        return mclmc(target, shared.step_size, shared.trajectory_length, shared.metric, **options)
+
+    def init(position: Any, key: core.Key) -> core.Shared:
+        vector = hamiltonian.to_vector(position)[0]
+        dtype = vector.dtype
+        plan = jax.tree.map(jnp.int32, _schedule(num_steps))
+        shared = MCLMCShared(
+            transitions=jnp.int32(0),
+            schedule=plan,
+            windows=jnp.int32(0),
+            window_end=_window_end(plan, plan.start, 0),
+            window=metric_estimation.start(vector.size, dtype, dense=False, fisher=True),
+            weight=jnp.zeros((), dtype),
+            step_size=jnp.asarray(vector.size**0.5 / 4, dtype),
+            trajectory_length=jnp.asarray(vector.size**0.5, dtype),
+            metric=Metric(jnp.ones((vector.size,), dtype)),
+        )
+        return core.Shared(WarmupChain(build(shared).init(position, key)), shared)
+
+    def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, MCLMCInfo]:
+        chain, shared = state
+        new, info = build(shared).step(key, chain.kernel)
+        tuning = shared.transitions < shared.schedule.num_steps
+        shared = lax.cond(tuning, tune, lambda shared, kernel, change: shared, shared, new, info.energy_change)
+        return core.Shared(WarmupChain(new), shared), info
+
+    def tune(shared: MCLMCShared, kernel: Any, change: jax.Array) -> MCLMCShared:
+        plan, transitions = shared.schedule, shared.transitions + 1
+        scale = core.size(kernel.position) * desired.astype(shared.weight.dtype)
+        step_size, weight = _resize(shared.step_size, shared.weight, gather(change**2 / scale, axes))
+        shared = shared._replace(transitions=transitions, step_size=step_size, weight=weight)
+        inside = (transitions > plan.start) & (transitions <= plan.stop)
+        shared = lax.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
+        return lax.cond(inside & (transitions == shared.window_end), close, lambda shared: shared, shared)
+
+    def remember(shared: MCLMCShared, kernel: Any) -> MCLMCShared:
+        mine = [hamiltonian.to_vector(tree)[0] for tree in (kernel.position, kernel.log_density_gradient)]
+        positions, gradients = gather(mine, axes)
+        there = jnp.all(jnp.isfinite(positions) & jnp.isfinite(gradients), axis=1)
+        positions, gradients = (jnp.where(jnp.expand_dims(there, 1), rows, 0) for rows in (positions, gradients))
+        window = metric_estimation.update(shared.window, positions, gradients, there.astype(positions.dtype))
+        return shared._replace(window=window)
+
+    def close(shared: MCLMCShared) -> MCLMCShared:
+        scales = shared.metric
+        if metric == "diagonal":
+            scales = metric_estimation.estimate(shared.window, scales)
+        moments = shared.window.positions
+        variances = moments.squares / jnp.maximum(moments.number - 1, 1)
+        length = jnp.sqrt(core.ordered_sum(variances / scales.factor**2))
+        usable = (length > 0) & (length < jnp.inf)
+        return shared._replace(
+            windows=shared.windows + 1,
+            window_end=_window_end(shared.schedule, shared.transitions, shared.windows + 1),
+            window=jax.tree.map(jnp.zeros_like, shared.window),
+            weight=jnp.zeros_like(shared.weight),
+            trajectory_length=jnp.where(usable, length, shared.trajectory_length),
+            metric=scales,
+        )
+
+    def finish(state: core.Shared) -> core.Algorithm:
+        return build(state.shared)
+
+    return Warmup(init, step, finish)
+
+
+def _schedule(num_steps: int) -> Schedule:
+    """A tenth to find the way, windows of one tenth, two and five or so, and a tenth for the step size."""
+    tenth = num_steps // 10
+    if tenth < metric_estimation.FEWEST:
+        return Schedule(num_steps, num_steps, num_steps, num_steps)
+    return Schedule(num_steps, tenth, num_steps - tenth, tenth)
+
+
+def _resize(step_size: jax.Array, weight: jax.Array, errors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The next step size, and the weight of what it rests on.
+
+    Args:
+      step_size: () so far: that at which the faded mean of the errors, each brought there by the sixth power, is 1.
+      weight: () of what it rests on.
+      errors: (chain,), squared energy changes over the wanted one; what is not finite counts as the largest.
+    """
+    errors = jnp.where(jnp.isnan(errors), FARTHEST, jnp.clip(errors, 1 / FARTHEST, FARTHEST))
+    weights = jnp.exp(-0.5 * (jnp.log(errors) / (6 * TRUST)) ** 2)
+    chains = errors.shape[0]
+    faded = weight * (REMEMBERED - 1) / (REMEMBERED + 1)
+    weight = faded + core.ordered_sum(weights) / chains
+    mean = (faded + core.ordered_dot(weights, errors) / chains) / weight
+    return step_size * mean ** (-1 / 6), weight
