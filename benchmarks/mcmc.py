@@ -11,7 +11,7 @@ before the first run. References are those of
 posteriordb, closed forms, or long runs of NumPyro in float64 (`--reference` makes them).
 
     python benchmarks/mcmc.py [--chains 4] [--models a,b] [--samplers jaxprob,blackjax,numpyro] [--repeats 1]
-    python benchmarks/mcmc.py --table          # the tables of the README, from the results
+    python benchmarks/mcmc.py --table          # writes the table of the README from the results
 """
 
 import argparse
@@ -301,7 +301,7 @@ def main():
         return make_reference([name for name in names if name in OWN and name not in ("gaussian_100", "funnel")])
     out = args.out or HERE / "results" / f"mcmc_{args.chains}_chains.json"
     if args.table:
-        return print(table(json.loads(out.read_text())))
+        return write_table(out)
     if not POSTERIORS.is_dir():
         print(f"no reference posteriors at {POSTERIORS}: their models are left out", file=sys.stderr)
         names = [name for name in names if name in OWN]
@@ -365,12 +365,20 @@ def show(row):
     )
 
 
+def write_table(out):
+    """Puts the table of a results file between the two marks in the README."""
+    readme, (begin, end) = HERE.parent / "README.md", ("<!-- mcmc: begin -->", "<!-- mcmc: end -->")
+    text = readme.read_text()
+    before, after = text.split(begin)[0], text.split(end)[1]
+    readme.write_text(f"{before}{begin}\n{table(json.loads(out.read_text()))}\n{end}{after}")
+
+
 def table(report):
     """A table in Markdown: ours beside the better of the peers, model by model, and the geometric mean."""
     import math
 
     lines = [
-        "| model | ESS/s | x BlackJAX | x NumPyro | ESS/1k gradients | x better | compile | z |",
+        "| model | ESS/s | BlackJAX | NumPyro | ESS/1,000 gradients | better peer | compile | z |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     ratios, compiles, memory = [], [], []
@@ -386,16 +394,17 @@ def table(report):
         memory.append((ours["peak_mib"] - ours["before_mib"]) / (blackjax["peak_mib"] - blackjax["before_mib"]))
         z = "" if ours["z_mean"] is None else f"{ours['z_mean']:.1f}"
         lines.append(
-            f"| {model.split('-')[-1]} | {ours['ess_per_s']:.0f} | {ratio[0]:.1f} | {ratio[1]:.1f} "
-            f"| {ours['ess_per_1000_gradients']:.1f} | {ours['ess_per_1000_gradients'] / gradient:.1f} "
+            f"| {model.split('-')[-1]} | {ours['ess_per_s']:,.0f} | x {ratio[0]:.1f} | x {ratio[1]:.1f} "
+            f"| {ours['ess_per_1000_gradients']:.1f} | x {ours['ess_per_1000_gradients'] / gradient:.1f} "
             f"| {compiles[-1]:.2f} | {z} |"
         )
     if ratios:
         mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
         lines.append(
-            f"\nGeometric mean over {len(ratios)} models of ESS/s against the better peer: {mean:.2f} (least "
-            f"{min(ratios):.2f}); compile seconds {statistics.median(compiles):.2f} of the faster peer's (median), "
-            f"peak memory {statistics.median(memory):.2f} of BlackJAX's."
+            f"\n{report['chains']} chains, {report['device']} ({report['machine']}). Geometric mean over {len(ratios)} "
+            f"models of ESS/s against the better peer: {mean:.1f} (least {min(ratios):.2f}); compile seconds "
+            f"{statistics.median(compiles):.2f} of the faster peer's (median), memory of the run "
+            f"{statistics.median(memory):.2f} of BlackJAX's."
         )
     return "\n".join(lines)
 

@@ -99,12 +99,16 @@ def carry_specs(carry: Carry) -> Carry:
 
 
 def _scalars(info: Any) -> dict[str, jax.Array]:
-    """The scalar leaves of an info, by the last part of their name; nothing position-sized is kept."""
+    """The scalar leaves of an info, by the last part of their name, or by all of it where that part is not enough.
+
+    Nothing position-sized is kept.
+    """
+    found = [(name, jnp.asarray(leaf)) for name, leaf in core.named_leaves(info) if jnp.ndim(leaf) == 0]
+    last = [name.rsplit(".", 1)[-1] for name, _ in found]
     named = {}
-    for name, leaf in core.named_leaves(info):
-        if jnp.ndim(leaf) == 0:
-            last = name.rsplit(".", 1)[-1]
-            named[_NAMES.get(last, last)] = jnp.asarray(leaf)
+    for (name, leaf), short in zip(found, last, strict=True):
+        short = short if last.count(short) == 1 else name
+        named[_NAMES.get(short, short)] = leaf
     return named
 
 

@@ -182,7 +182,7 @@ class _Plan:
             raise core.bad_type(
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
-        self.positions = _positions(target, initial, key, chains)
+        self.positions = _positions(target, initial, key, chains, whole=ready)
         if self.positions is None:
             self.position_shape = jax.eval_shape(target.initial, key)
         else:
@@ -337,8 +337,8 @@ def _initial(target: Any, key: core.Key) -> Any:
     return target.initial(key)
 
 
-def _positions(target: Any, initial: Any, key: core.Key, chains: int) -> Any:
-    """Positions (chain, ...) on the host, or None if the target draws its own."""
+def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: bool) -> Any:
+    """Positions (chain, ...) on the host, or None if the target draws its own; `whole` lets integers be."""
     if initial is None:
         if hasattr(target, "initial"):
             return None
@@ -357,13 +357,13 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int) -> Any:
         each = [target.unconstrain(values) for values in each]
     if not jax.tree.leaves(each[0]):
         raise core.bad_value("sample", "initial", initial, "a pytree with at least one array")
-    position = each[0]
-    core.ravel(position)  # names a leaf that is not floating point
+    if not whole:
+        core.ravel(each[0])  # names a leaf that is not floating point
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *map(_arrays, each))
 
 
 def _arrays(position: Any) -> Any:
-    return jax.tree.map(core.as_float, position)
+    return jax.tree.map(lambda x: core.as_float(x) if np.issubdtype(np.result_type(x), np.floating) else x, position)
 
 
 def _restore(job: Job, plan: _Plan, folder: Path) -> None:

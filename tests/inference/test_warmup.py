@@ -44,10 +44,10 @@ def stan_windows(num_steps):
 @pytest.mark.parametrize("num_steps", [0, 5, 19, 20, 21, 100, 149, 150, 175, 200, 500, 1000, 1001, 5000])
 def test_windows_are_those_of_stan(num_steps):
     plan, ends = _warmup.schedule(num_steps), []
-    end = int(_warmup._window_end(plan, plan.start, 0))
+    end = int(_warmup.window_end_of(plan, plan.start, 0))
     while plan.start < end <= plan.stop and (not ends or end > ends[-1]):
         ends.append(end)
-        end = int(_warmup._window_end(plan, end, len(ends)))
+        end = int(_warmup.window_end_of(plan, end, len(ends)))
     assert ends == stan_windows(num_steps)
 
 

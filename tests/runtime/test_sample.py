@@ -165,6 +165,28 @@ def test_it_says_what_it_picked():
     assert (result.meta["algorithm"], result.meta["warmup"]) == ("nuts(metric='diagonal')", 600)
 
 
+def test_discrete_and_mixed_positions():
+    """A label and a number by blocks: P(label = 1) is 0.7, and the number given the label is N(label, 1)."""
+
+    def log_density(q):
+        log_prior = jnp.log(jnp.array([0.3, 0.7]))[q["label"]]
+        return log_prior - 0.5 * (q["x"] - q["label"].astype(jnp.float32)) ** 2
+
+    blocks = {
+        "label": functools.partial(mcmc.discrete_gibbs, num_categories=2),
+        "x": functools.partial(mcmc.hmc, step_size=0.5, num_integration_steps=3),
+    }
+    start = {"label": jnp.int32(0), "x": jnp.float32(0)}
+    result = jaxprob.sample(
+        log_density, KEY, initial=start, algorithm=mcmc.gibbs(log_density, blocks), chains=4, draws=2000, devices=2
+    )
+    assert result.draws["label"].dtype == np.int32
+    assert abs(result.draws["label"].mean() - 0.7) < 0.05
+    assert abs((result.draws["x"] - result.draws["label"]).mean()) < 0.1
+    assert "x.acceptance_rate" in result.stats or "acceptance_rate" in result.stats
+    assert "x" in result.summary().to_dict()
+
+
 def test_names_to_keep():
     posterior = schools(SIGMA).condition(y=Y)
     options = {"chains": 2, "warmup": 10, "draws": 5, "devices": 1}

@@ -23,6 +23,8 @@ from jaxprob.inference.mcmc._ensemble import EnsembleInfo as EnsembleInfo
 from jaxprob.inference.mcmc._ensemble import EnsembleState as EnsembleState
 from jaxprob.inference.mcmc._ensemble import differential_evolution as differential_evolution
 from jaxprob.inference.mcmc._ensemble import stretch as stretch
+from jaxprob.inference.mcmc._generalized_hmc import GeneralizedHMCState as GeneralizedHMCState
+from jaxprob.inference.mcmc._generalized_hmc import generalized_hmc as generalized_hmc
 from jaxprob.inference.mcmc._gibbs import Conditional as Conditional
 from jaxprob.inference.mcmc._gibbs import Exact as Exact
 from jaxprob.inference.mcmc._gibbs import GibbsState as GibbsState

@@ -242,6 +242,8 @@ def _trajectory_warmup(
         transitions = shared.transitions + 1
         remember = 1 / (shared.transitions // POINTS + 1).astype(rates.dtype)
         mean = shared.mean + remember * (core.ordered_sum(first) / first.shape[0] - shared.mean)
+        # What several sums are made of is rounded once, whatever program this is part of.
+        mean = lax.optimization_barrier(mean)
         fine = jnp.isfinite(last).all(axis=1) & jnp.isfinite(momentum).all(axis=1)
         weights = jnp.where(fine, rates, 0)
         fine = jnp.expand_dims(fine, 1)
@@ -252,17 +254,18 @@ def _trajectory_warmup(
             velocity=jnp.where(fine, momentum, 0),
             jitter=jitter,
         )
+        moves = lax.optimization_barrier(moves)
         averaging = dual_averaging.update(shared.averaging, _harmonic_mean(rates), target_acceptance)
         direction = shared.direction
         if direction is None:
             slopes = _chees_slopes(moves, shared.trajectory_length)
         else:
-            unit = direction / core.norm(direction)
+            unit = direction / _norm(direction)
             slopes = _snaper_slopes(moves, unit, shared.trajectory_length, shared.step_size)
             shares = jnp.expand_dims(_along(moves.before, unit), 1)
             new = core.ordered_dot(shares, moves.before) / shares.shape[0]
             direction = direction + remember * (new - direction)
-            direction = jnp.where(jnp.isfinite(direction).all() & (core.norm(direction) > 0), direction, unit)
+            direction = jnp.where(jnp.isfinite(direction).all() & (_norm(direction) > 0), direction, unit)
         shared = shared._replace(
             transitions=transitions,
             averaging=averaging,
@@ -285,7 +288,8 @@ def _trajectory_warmup(
         total = core.ordered_sum(weights)
         slope = core.ordered_dot(weights, slopes) / jnp.where(total > 0, total, 1)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        square = shared.square + (1 - DISCOUNT) * (slope**2 - shared.square)
+        slope, now = lax.optimization_barrier((slope, slope**2))
+        square = shared.square + (1 - DISCOUNT) * (now - shared.square)
         # The sums of discounts make up for the start at zero. The updates are counted by the averaging, which begins
         # anew with each window, as the slopes are in the units of the metric.
         updates = shared.averaging.updates
@@ -344,6 +348,10 @@ def _along(rows: jax.Array, unit: jax.Array) -> jax.Array:
     return core.ordered_dot(rows.T, jnp.expand_dims(unit, 1))
 
 
+def _norm(vector: jax.Array) -> jax.Array:
+    return jnp.sqrt(core.ordered_dot(vector, vector))
+
+
 def _chees_slopes(moves: _Moves, length: jax.Array) -> jax.Array:
     """(chain,), derivative of the criterion of each chain with respect to the log of the trajectory length."""
     before, after = moves.before.T, moves.after.T
@@ -359,7 +367,7 @@ def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array, step_size:
     gone = length + step_size
     # The barrier stands between products and a sum, or two of them could be rounded as one.
     gain, loss = lax.optimization_barrier((4 * moves.jitter * after * velocity, change / gone))
-    return length / gone * change * (gain - loss)
+    return length / gone * (change * (gain - loss))
 
 
 def _harmonic_mean(rates: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
-"""Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
+"""Hamiltonian Monte Carlo with a number of leapfrog steps that is given, or drawn for each transition.
 
-Source: Duane et al. (1987), "Hybrid Monte Carlo"; Neal (2011), "MCMC using Hamiltonian dynamics".
+Source: Duane et al. (1987), "Hybrid Monte Carlo"; Neal (2011), "MCMC using Hamiltonian dynamics"; Betancourt (2017), "A
+conceptual introduction to Hamiltonian Monte Carlo", for the choice from the whole trajectory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
-from jaxprob.inference.mcmc._hamiltonian import State
+from jaxprob.inference.mcmc._hamiltonian import Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
 
@@ -22,7 +24,7 @@ class HMCInfo(NamedTuple):
     """What happened in one transition of `hmc`; every field is a scalar.
 
     Attributes:
-      acceptance_rate: min(1, exp(initial energy - energy)) of the proposal.
+      acceptance_rate: min(1, exp(initial energy - energy)) of the proposal, or its mean over the trajectory.
       num_steps: leapfrog steps, each one gradient.
       diverging: whether the energy error passed 1,000 or was not a number.
       energy: of the new state, with the momentum that took it there.
@@ -43,7 +45,9 @@ def hmc(
     step_size: Any = 0.1,
     inverse_mass_matrix: Any = 1.0,
     *,
-    num_integration_steps: int = 16,
+    num_integration_steps: int | tuple[int, int] = 16,
+    jitter: Any = 0.0,
+    multinomial: bool = False,
 ) -> core.Algorithm:
     """Hamiltonian Monte Carlo.
 
@@ -52,14 +56,19 @@ def hmc(
       step_size: (), of the leapfrog integrator; an array or a tracer.
       inverse_mass_matrix: an estimate of the posterior covariance: (size,) its diagonal, (size, size) all of it, or a
         scalar, where size is the number of scalars in a position, in flattening order.
-      num_integration_steps: leapfrog steps in a transition.
+      num_integration_steps: leapfrog steps in a transition, each one gradient; or (least, most), between which their
+        number is drawn for each transition, so that no length resonates with the target.
+      jitter: (), from 0 to below 1: the step size of each transition is drawn between 1 - jitter and 1 + jitter of it.
+      multinomial: whether the new state is drawn from all points of the trajectory, by their weights exp(-energy), some
+        steps going back and the others on; otherwise its end is accepted or rejected.
 
     Returns:
       Algorithm whose state is a `State` and whose info is an `HMCInfo`.
 
     Raises:
       TypeError: if `log_density` is no function.
-      ValueError: for a step size or a matrix that cannot be one, or `num_integration_steps` below 1.
+      ValueError: for a step size or a matrix that cannot be one, `num_integration_steps` below 1, or a `jitter` outside
+        [0, 1).
 
     >>> kernel = hmc(lambda q: -0.5 * (q**2).sum(), step_size=0.5)
     >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.ones(3), jax.random.key(1)))
@@ -71,31 +80,77 @@ def hmc(
     target = as_log_density(log_density, "hmc")
     step_size = hamiltonian.as_step_size(step_size, "hmc")
     metric = as_metric(inverse_mass_matrix, "hmc")
-    if num_integration_steps < 1:
-        raise core.bad_value("hmc", "num_integration_steps", num_integration_steps, "an integer of at least 1")
+    least, most = num_integration_steps if isinstance(num_integration_steps, tuple) else (num_integration_steps,) * 2
+    if not 1 <= least <= most:
+        want = "an integer of at least 1, or a pair of them in order"
+        raise core.bad_value("hmc", "num_integration_steps", num_integration_steps, want)
+    known = not isinstance(jitter, jax.core.Tracer)
+    if known and not 0 <= jitter < 1:
+        raise core.bad_value("hmc", "jitter", jitter, "a number from 0 to below 1")
+    varied = least < most or not known or jitter > 0
 
     def init(position: Any, key: core.Key) -> State:
         return hamiltonian.init(target, metric, position, "hmc")
 
     def step(key: core.Key, state: State) -> tuple[State, HMCInfo]:
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
-        momentum_key, uniform_key = jax.random.split(core.as_key(key, "hmc"))
+        key, number = core.as_key(key, "hmc"), jnp.int32(most)
+        if varied:
+            key, length_key, size_key = jax.random.split(key, 3)
+            number = jax.random.randint(length_key, (), least, most + 1, "int32")
+            size = size * (1 + jitter * jax.random.uniform(size_key, (), flat.dtype, -1, 1))
+        momentum_key, uniform_key = jax.random.split(key)
         momentum = jax.random.normal(momentum_key, (flat.size,), flat.dtype)
         first = hamiltonian.start(flat, scale, momentum, state)
-        last = lax.fori_loop(
-            0, num_integration_steps, lambda _, point: hamiltonian.leapfrog(flat, scale, point, size), first
+        go = _choose_from_all if multinomial else _go_to_the_end
+        chosen, energy, rate, diverging = go(
+            uniform_key,
+            first,
+            number if varied else most,
+            lambda p, sign: hamiltonian.leapfrog(flat, scale, p, sign * size),
         )
-        weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
-        accepted = jax.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
-        chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
         info = HMCInfo(
             acceptance_rate=rate,
-            num_steps=jnp.int32(num_integration_steps),
+            num_steps=number,
             diverging=diverging,
-            energy=hamiltonian.energy(chosen),
+            energy=energy,
             log_density=chosen.log_density,
             step_size=size,
         )
         return State(flat.unravel(chosen.position), chosen.log_density, flat.unravel(chosen.gradient)), info
 
     return core.Algorithm(init, step)
+
+
+Outcome = tuple[Point, jax.Array, jax.Array, jax.Array]  # the new point, its energy, acceptance rate, diverging
+
+
+def _go_to_the_end(key: core.Key, first: Point, number: Any, leapfrog: Callable[[Point, Any], Point]) -> Outcome:
+    """The end of the trajectory, accepted or rejected."""
+    last = lax.fori_loop(0, number, lambda _, point: leapfrog(point, 1), first)
+    weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
+    accepted = jax.random.uniform(key, (), weight.dtype) < jnp.exp(weight)
+    chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
+    return chosen, hamiltonian.energy(chosen), rate, diverging
+
+
+def _choose_from_all(key: core.Key, first: Point, number: Any, leapfrog: Callable[[Point, Any], Point]) -> Outcome:
+    """A point of a trajectory that begins a uniformly drawn number of steps before the first, by its weight."""
+    initial = hamiltonian.energy(first)
+    back = jax.random.randint(core.fold(key, 0), (), 0, number + 1, "int32")
+    leaf_key = core.fold(key, 1)
+
+    def leaf(index: jax.Array, carry: Any) -> Any:
+        point, chosen, total, rates, diverged = carry
+        point = jax.tree.map(lambda new, old: jnp.where(index == back, new, old), first, point)
+        point = leapfrog(point, jnp.where(index < back, -1, 1).astype(initial.dtype))
+        weight, rate, diverging = hamiltonian.compare(initial, hamiltonian.energy(point))
+        total = jnp.logaddexp(total, weight)
+        taken = jax.random.uniform(core.fold(leaf_key, index), (), initial.dtype) < jnp.exp(weight - total)
+        chosen = jax.tree.map(lambda new, old: jnp.where(taken, new, old), point, chosen)
+        return point, chosen, total, rates + rate, diverged | diverging
+
+    zero = jnp.zeros_like(initial)
+    carry = (first, first, zero, zero, jnp.zeros((), bool))
+    _, chosen, _, rates, diverged = lax.fori_loop(0, number, leaf, carry)
+    return chosen, hamiltonian.energy(chosen), rates / jnp.asarray(number, initial.dtype), diverged

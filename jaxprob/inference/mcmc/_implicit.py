@@ -5,8 +5,7 @@ fixed-point iteration. A step counts only if both have converged, and if the sam
 momentum reversed, lead back: else the map would not be its own inverse there, and a chain would be biased.
 
 Source: Girolami & Calderhead (2011), "Riemann manifold Langevin and Hamiltonian Monte Carlo methods", section 6;
-the check is that of Brofos & Lederman (2021), "Evaluating the implicit midpoint integrator for RMHMC", and of Kook et
-al. (2022), "Sampling with Riemannian Hamiltonian Monte Carlo in a constrained space".
+the check is that of Zappa, Holmes-Cerfon & Goodman (2018), "Monte Carlo on manifolds", for implicit maps at large.
 """
 
 from __future__ import annotations

@@ -19,16 +19,19 @@ from jax import lax
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
+from jaxprob.inference.mcmc import _welford as welford
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._mclmc import MCLMCInfo, mclmc
 from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._metric_estimation import Window
 from jaxprob.inference.mcmc._schedules import known_number
-from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, _window_end, gather
+from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, gather, spread_of, window_end_of
+from jaxprob.inference.mcmc._welford import Moments
 
 REMEMBERED = 150.0  # transitions that the step size rests on, effectively
 TRUST = 1.5  # spread of the log of a step size that one transition asks for
 FARTHEST = 1e4  # no transition says that the error is off by more than this factor, either way
+TURNED_BACK = 2.0**6  # what a step into a hole counts as: as one that should have been half as long
 
 
 class MCLMCShared(NamedTuple):
@@ -40,6 +43,8 @@ class MCLMCShared(NamedTuple):
       windows: (), windows that have closed.
       window_end: (), transitions after which the window under way closes.
       window: moments of the positions and gradients in the window under way.
+      bulk: moments of those positions alone that are no longer on their way to the posterior.
+      best: (), the largest log density of any chain in the window under way.
       weight: (), of the transitions that the step size rests on.
       step_size: (), for the next transition.
       trajectory_length: (), for the next transition.
@@ -51,6 +56,8 @@ class MCLMCShared(NamedTuple):
     windows: jax.Array
     window_end: jax.Array
     window: Window
+    bulk: Moments
+    best: jax.Array
     weight: jax.Array
     step_size: jax.Array
     trajectory_length: jax.Array
@@ -72,10 +79,11 @@ def mclmc_warmup(
     `w = exp(-(log(xi) / 9)^2 / 2)` and W the faded sum of the weights before it, the step size is multiplied by
     `((W + w xi) / (W + w))^(-1/6)`. At the end of a window the inverse mass becomes the root of the ratio of the
     variances of draws and gradients, and the trajectory length the root of the sum of the variances of the draws in
-    whitened coordinates.
+    whitened coordinates, of those that are no longer on their way to the posterior.
 
     Several chains map `step` over `chain` alone, with the name of the mapped axis, as for `warmup`. They share all of
-    it, and their numbers are pooled at each transition.
+    it, and their numbers are pooled at each transition. Chains that begin hundreds of
+    standard deviations away may still be on their way after 1,000 transitions, and are not tuned then.
 
     Args:
       log_density: `position -> scalar` on unconstrained positions, a pytree of floating arrays, two scalars or more.
@@ -126,8 +134,10 @@ def mclmc_warmup(
             transitions=jnp.int32(0),
             schedule=plan,
             windows=jnp.int32(0),
-            window_end=_window_end(plan, plan.start, 0),
+            window_end=window_end_of(plan, plan.start, 0),
             window=metric_estimation.start(vector.size, dtype, dense=False, fisher=True),
+            bulk=welford.start(vector.size, dtype, dense=False),
+            best=jnp.asarray(-jnp.inf, dtype),
             weight=jnp.zeros((), dtype),
             step_size=jnp.asarray(vector.size**0.5 / 4, dtype),
             trajectory_length=jnp.asarray(vector.size**0.5, dtype),
@@ -145,7 +155,10 @@ def mclmc_warmup(
     def tune(shared: MCLMCShared, kernel: Any, change: jax.Array) -> MCLMCShared:
         plan, transitions = shared.schedule, shared.transitions + 1
         scale = core.size(kernel.position) * desired.astype(shared.weight.dtype)
-        step_size, weight = _resize(shared.step_size, shared.weight, gather(change**2 / scale, axes))
+        # Far from the bulk rounding alone makes an energy change, whatever the step size.
+        rounding = hamiltonian.ROUNDING * jnp.finfo(change.dtype).eps * jnp.abs(kernel.log_density)
+        errors = jnp.maximum(jnp.abs(change) - rounding, 0) ** 2 / scale
+        step_size, weight = _resize(shared.step_size, shared.weight, gather(errors, axes))
         shared = shared._replace(transitions=transitions, step_size=step_size, weight=weight)
         inside = (transitions > plan.start) & (transitions <= plan.stop)
         shared = lax.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
@@ -153,24 +166,37 @@ def mclmc_warmup(
 
     def remember(shared: MCLMCShared, kernel: Any) -> MCLMCShared:
         mine = [hamiltonian.to_vector(tree)[0] for tree in (kernel.position, kernel.log_density_gradient)]
-        positions, gradients = gather(mine, axes)
-        there = jnp.all(jnp.isfinite(positions) & jnp.isfinite(gradients), axis=1)
-        positions, gradients = (jnp.where(jnp.expand_dims(there, 1), rows, 0) for rows in (positions, gradients))
-        window = metric_estimation.update(shared.window, positions, gradients, there.astype(positions.dtype))
-        return shared._replace(window=window)
+        positions, gradients, densities = gather((*mine, kernel.log_density), axes)
+        finite = jnp.all(jnp.isfinite(gradients), axis=1) & jnp.isfinite(densities)
+        positions, gradients = (jnp.where(jnp.expand_dims(finite, 1), rows, 0) for rows in (positions, gradients))
+        weights = finite.astype(positions.dtype)
+        # A chain on its way teaches the ratio of draws to gradients, and needs it to get on. The length of its way is
+        # not that of a trajectory.
+        densities = jnp.where(finite, densities, -jnp.inf)
+        spread, highest = spread_of(positions.shape[1]), jnp.max(densities)
+        risen = highest > shared.best + spread
+        bulk = jax.tree.map(lambda x: jnp.where(risen, jnp.zeros_like(x), x), shared.bulk)
+        best = jnp.where(risen, highest, shared.best)
+        return shared._replace(
+            window=metric_estimation.update(shared.window, positions, gradients, weights),
+            bulk=welford.add(bulk, positions, jnp.where(densities >= best - spread, weights, 0)),
+            best=best,
+        )
 
     def close(shared: MCLMCShared) -> MCLMCShared:
         scales = shared.metric
         if metric == "diagonal":
             scales = metric_estimation.estimate(shared.window, scales)
-        moments = shared.window.positions
+        moments = shared.bulk
         variances = moments.squares / jnp.maximum(moments.number - 1, 1)
         length = jnp.sqrt(core.ordered_sum(variances / scales.factor**2))
-        usable = (length > 0) & (length < jnp.inf)
+        usable = (length > 0) & (length < jnp.inf) & (moments.number >= metric_estimation.FEWEST)
         return shared._replace(
             windows=shared.windows + 1,
-            window_end=_window_end(shared.schedule, shared.transitions, shared.windows + 1),
+            window_end=window_end_of(shared.schedule, shared.transitions, shared.windows + 1),
             window=jax.tree.map(jnp.zeros_like, shared.window),
+            bulk=jax.tree.map(jnp.zeros_like, shared.bulk),
+            best=jnp.full_like(shared.best, -jnp.inf),
             weight=jnp.zeros_like(shared.weight),
             trajectory_length=jnp.where(usable, length, shared.trajectory_length),
             metric=scales,
@@ -196,9 +222,9 @@ def _resize(step_size: jax.Array, weight: jax.Array, errors: jax.Array) -> tuple
     Args:
       step_size: () so far: that at which the faded mean of the errors, each brought there by the sixth power, is 1.
       weight: () of what it rests on.
-      errors: (chain,), squared energy changes over the wanted one; what is not finite counts as the largest.
+      errors: (chain,), squared energy changes over the wanted one.
     """
-    errors = jnp.where(jnp.isnan(errors), FARTHEST, jnp.clip(errors, 1 / FARTHEST, FARTHEST))
+    errors = jnp.where(jnp.isfinite(errors), jnp.clip(errors, 1 / FARTHEST, FARTHEST), TURNED_BACK)
     weights = jnp.exp(-0.5 * (jnp.log(errors) / (6 * TRUST)) ** 2)
     chains = errors.shape[0]
     faded = weight * (REMEMBERED - 1) / (REMEMBERED + 1)

@@ -3,9 +3,9 @@
 The metric follows the position, so that one step size fits where the curvature of a density changes by orders of
 magnitude, as in funnels. The tree is that of `nuts`.
 
-Source: Girolami & Calderhead (2011), "Riemann manifold Langevin and Hamiltonian Monte Carlo methods"; Betancourt (2013),
-"A general metric for Riemannian manifold Hamiltonian Monte Carlo" and "Generalizing the no-U-turn sampler to Riemannian
-manifolds".
+Source: Girolami & Calderhead (2011), "Riemann manifold Langevin and Hamiltonian Monte Carlo methods"; Betancourt
+(2013), "A general metric for Riemannian manifold Hamiltonian Monte Carlo" and "Generalizing the no-U-turn sampler to
+Riemannian manifolds".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxprob.inference.mcmc import _implicit as implicit
 from jaxprob.inference.mcmc._hamiltonian import Flat, Point, State
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._implicit import Manifold, Place
-from jaxprob.inference.mcmc._log_density import as_log_density
+from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
 from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._nuts import Geometry, Leaf, check_depth, transitions
 from jaxprob.inference.mcmc._softabs import softabs
@@ -82,7 +82,7 @@ def riemannian_hmc(
     name = "riemannian_hmc"
     target = as_log_density(log_density, name)
     step_size = hamiltonian.as_step_size(step_size, name)
-    manifold_of = _manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
+    manifold_of = manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
     if num_integration_steps < 1:
         raise core.bad_value(name, "num_integration_steps", num_integration_steps, "an integer of at least 1")
 
@@ -94,7 +94,9 @@ def riemannian_hmc(
         first = _start(manifold, state, normal)
 
         def unfinished(carry: tuple[jax.Array, Leaf]) -> jax.Array:
-            return (carry[0] < num_integration_steps) & jnp.isfinite(carry[1].energy)
+            # A chain may begin where there is no density, but a trajectory never goes on from there.
+            taken, leaf = carry
+            return (taken < num_integration_steps) & ((taken == 0) | jnp.isfinite(leaf.energy))
 
         def integrate(carry: tuple[jax.Array, Leaf]) -> tuple[jax.Array, Leaf]:
             return carry[0] + 1, _integrate(manifold, carry[1].point, size)
@@ -157,12 +159,12 @@ def riemannian_nuts(
     >>> bool(info.diverging)
     False
 
-    Source: Betancourt (2013), "Generalizing the no-U-turn sampler to Riemannian manifolds", equation 4.
+    Source: Betancourt (2013), "Generalizing the no-U-turn sampler to Riemannian manifolds".
     """
     name = "riemannian_nuts"
     target = as_log_density(log_density, name)
     step_size = hamiltonian.as_step_size(step_size, name)
-    manifold_of = _manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
+    manifold_of = manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
     check_depth(max_tree_depth, name)
 
     def geometry(state: State) -> Geometry:
@@ -179,7 +181,7 @@ def riemannian_nuts(
     return transitions(name, lambda position, key: _init(target, position, name), geometry, max_tree_depth)
 
 
-def _init(target: core.LogDensity, position: Any, name: str) -> State:
+def _init(target: LogDensity, position: Any, name: str) -> State:
     return hamiltonian.init(target, Metric(jnp.ones(())), position, name)
 
 
@@ -195,13 +197,14 @@ def _integrate(manifold: Manifold, point: Point, step: jax.Array) -> Leaf:
 
 def _leaf(place: Place, momentum: jax.Array, valid: jax.Array) -> Leaf:
     """A leaf of infinite energy where the step to it is none. U-turn checks see momentum and velocity."""
-    energy = jnp.where(valid, implicit.energy(place, momentum), jnp.inf)
+    energy = implicit.energy(place, momentum)
+    energy = jnp.where(valid & ~jnp.isnan(energy), energy, jnp.inf)
     motion = jnp.concatenate([momentum, implicit.velocity(place.factor, momentum)])
     return Leaf(implicit.point(place, momentum), energy, motion)
 
 
-def _manifolds(
-    name: str, target: Any, metric: MetricFunction | None, alpha: Any, most: int, tolerance: Any
+def manifolds(
+    name: str, target: LogDensity, metric: MetricFunction | None, alpha: Any, most: int, tolerance: Any
 ) -> Callable[[State], Manifold]:
     """The manifold for positions shaped like that of a state."""
     if metric is not None and not callable(metric):

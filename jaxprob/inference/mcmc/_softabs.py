@@ -3,7 +3,7 @@
 Each eigenvalue becomes lambda coth(alpha lambda), a smooth absolute value that never is below 1 / alpha. It is x coth x
 of alpha times the matrix, over alpha.
 
-Source: Betancourt (2013), "A general metric for Riemannian manifold Hamiltonian Monte Carlo", sections 3.1 and 3.2.
+Source: Betancourt (2013), "A general metric for Riemannian manifold Hamiltonian Monte Carlo".
 """
 
 from __future__ import annotations

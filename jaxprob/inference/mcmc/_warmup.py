@@ -122,7 +122,7 @@ def schedule(num_steps: int, fisher: bool = False) -> Schedule:
     return Schedule(num_steps, 75, num_steps - 50, 25)
 
 
-def _window_end(plan: Schedule, begin: Any, windows: Any) -> jax.Array:
+def window_end_of(plan: Schedule, begin: Any, windows: Any) -> jax.Array:
     # A window takes all that is left if the next, twice as long, would not fit behind it; the first never does.
     length = plan.window * 2**windows
     return jnp.where((windows > 0) & (begin + 3 * length > plan.stop), plan.stop, begin + length)
@@ -231,7 +231,7 @@ def warmup(
             transitions=jnp.int32(0),
             schedule=plan,
             windows=jnp.int32(0),
-            window_end=_window_end(plan, plan.start, 0),
+            window_end=window_end_of(plan, plan.start, 0),
             window=metric_estimation.start(flat.size, flat.dtype, dense, fisher),
             best=jnp.asarray(-jnp.inf, flat.dtype),
             averaging=dual_averaging.start(step_size),
@@ -248,7 +248,7 @@ def warmup(
             more["tree_depth_limit"] = jnp.where(tuning, FIRST_DEPTH + shared.windows, 20)
         if "descend" in takes:
             # A chain on its way falls; as a sample of the tails it would come down as slowly as it loses energy.
-            away = chain.kernel.log_density < shared.best - _spread(chain.kernel)
+            away = chain.kernel.log_density < shared.best - spread_of(core.size(chain.position))
             more["descend"] = tuning & (2 * shared.transitions <= shared.schedule.stop) & away
         new, info = build(shared.step_size, shared.metric, **more).step(key, chain.kernel)
         new, shared = lax.cond(
@@ -274,7 +274,7 @@ def warmup(
         # A draw counts if its density is that of draws of the posterior, as far as any chain has seen it: what chains
         # do on their way there says nothing about its scales, and can outweigh all that does.
         densities = jnp.where(jnp.isnan(densities), -jnp.inf, densities)
-        spread, best = _spread(kernel), jnp.max(densities)
+        spread, best = spread_of(position.size), jnp.max(densities)
         risen = best > shared.best + spread
         window = jax.tree.map(lambda x: jnp.where(risen, jnp.zeros_like(x), x), shared.window)
         best = jnp.where(risen, best, shared.best)
@@ -301,7 +301,7 @@ def warmup(
         step_size = jnp.exp(shared.averaging.log_average)
         return shared._replace(
             windows=shared.windows + 1,
-            window_end=_window_end(shared.schedule, shared.transitions, shared.windows + 1),
+            window_end=window_end_of(shared.schedule, shared.transitions, shared.windows + 1),
             window=jax.tree.map(jnp.zeros_like, shared.window),
             best=jnp.full_like(shared.best, -jnp.inf),
             averaging=dual_averaging.start(step_size),
@@ -317,9 +317,9 @@ def warmup(
     return Warmup(init, step, finish)
 
 
-def _spread(state: Any) -> int:
-    """How far below the best a log density is that of a chain on its way."""
-    return FAR + 5 * core.size(state.position)
+def spread_of(size: int) -> int:
+    """How far below the best a log density of `size` dimensions is that of a chain on its way."""
+    return FAR + 5 * size
 
 
 def _gradient(state: Any, dtype: Any) -> jax.Array | None:

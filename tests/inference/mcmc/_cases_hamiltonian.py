@@ -34,4 +34,23 @@ CASES = [
         partial(mcmc.hmc, step_size=0.6, inverse_mass_matrix=DENSE, num_integration_steps=3),
         ("skewed",),
     ),
+    case("hmc, jittered", partial(mcmc.hmc, step_size=0.5, num_integration_steps=(2, 7), jitter=0.3), ("skewed",)),
+    case(
+        "hmc, multinomial",
+        partial(mcmc.hmc, step_size=0.7, num_integration_steps=4, multinomial=True),
+        ("skewed", "funnel"),
+    ),
+    case(
+        "generalized hmc",
+        partial(mcmc.generalized_hmc, step_size=0.6, persistence=0.7, num_integration_steps=2),
+        ("skewed", "mixture"),
+        steps=4000,
+    ),
+    case(
+        "generalized hmc, drifting",
+        partial(mcmc.generalized_hmc, step_size=0.6, persistence=0.8, drift=0.3),
+        ("skewed",),
+        transitions=6,
+        steps=4000,
+    ),
 ]

@@ -20,6 +20,7 @@ from tests.inference.mcmc import (
     _cases_metropolis,
     _cases_microcanonical,
     _cases_populations,
+    _cases_riemannian,
     _cases_stochastic_gradient,
 )
 from tests.inference.mcmc._case import Case
@@ -31,6 +32,7 @@ FAMILIES = (
     _cases_populations,
     _cases_discrete,
     _cases_stochastic_gradient,
+    _cases_riemannian,
     _cases_microcanonical,
 )
 CASES: list[Case] = [case for family in FAMILIES for case in family.CASES]
