@@ -105,7 +105,9 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="acceptance that the step size is tuned for (default: 0.85)",
     )
-    run.add_argument("--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: what suits the size)")
+    run.add_argument(
+        "--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: what suits the size)"
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random key (default: 0)")
     run.add_argument(
         "--until",

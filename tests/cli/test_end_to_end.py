@@ -58,7 +58,7 @@ def test_sample_diagnose_report_and_a_folder_in_use(model, tmp_path, capsys):
     assert main([*arguments, "--keep", "mu,slope"]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].startswith("jaxprob: nuts(metric='dense'), 4 chains on 2 cpu devices, 300 warm-up steps and 1,000 draws each")
+    assert lines[0].startswith("jaxprob: nuts(metric='dense'), 4 chains on 2 cpu devices, 300 warm-up steps and 1,000")
     assert lines[1] == "jaxprob: compiling ..."
     assert "No problems found in 4 chains of 1,000 draws" in text
     assert lines[-2:] == ["run     runs/line", "report  runs/line/report.html"]

@@ -241,9 +241,7 @@ def _trajectory_warmup(
         first, last, momentum, jitter, rates, positions, gradients = gather(mine, axes)
         transitions = shared.transitions + 1
         remember = 1 / (shared.transitions // POINTS + 1).astype(rates.dtype)
-        mean = shared.mean + remember * (core.ordered_sum(first) / first.shape[0] - shared.mean)
-        # What several sums are made of is rounded once, whatever program this is part of.
-        mean = lax.optimization_barrier(mean)
+        mean = towards(shared.mean, core.ordered_sum(first) / first.shape[0], remember)
         fine = jnp.isfinite(last).all(axis=1) & jnp.isfinite(momentum).all(axis=1)
         weights = jnp.where(fine, rates, 0)
         fine = jnp.expand_dims(fine, 1)
@@ -254,6 +252,7 @@ def _trajectory_warmup(
             velocity=jnp.where(fine, momentum, 0),
             jitter=jitter,
         )
+        # Rounded once, for all the sums that are made of them.
         moves = lax.optimization_barrier(moves)
         averaging = dual_averaging.update(shared.averaging, _harmonic_mean(rates), target_acceptance)
         direction = shared.direction
@@ -264,7 +263,7 @@ def _trajectory_warmup(
             slopes = _snaper_slopes(moves, unit, shared.trajectory_length, shared.step_size)
             shares = jnp.expand_dims(_along(moves.before, unit), 1)
             new = core.ordered_dot(shares, moves.before) / shares.shape[0]
-            direction = direction + remember * (new - direction)
+            direction = towards(direction, new, remember)
             direction = jnp.where(jnp.isfinite(direction).all() & (_norm(direction) > 0), direction, unit)
         shared = shared._replace(
             transitions=transitions,
@@ -288,8 +287,7 @@ def _trajectory_warmup(
         total = core.ordered_sum(weights)
         slope = core.ordered_dot(weights, slopes) / jnp.where(total > 0, total, 1)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        slope, now = lax.optimization_barrier((slope, slope**2))
-        square = shared.square + (1 - DISCOUNT) * (now - shared.square)
+        square = towards(shared.square, _alone(slope**2), 1 - DISCOUNT)
         # The sums of discounts make up for the start at zero. The updates are counted by the averaging, which begins
         # anew with each window, as the slopes are in the units of the metric.
         updates = shared.averaging.updates
@@ -300,7 +298,7 @@ def _trajectory_warmup(
         ratio = jnp.log(jnp.asarray(max_num_steps, square.dtype))
         log_length = jnp.clip(log_length, shared.shortest, shared.averaging.log_step + ratio)
         weight = updates**-dual_averaging.DECAY
-        average = shared.log_average + weight * (log_length - shared.log_average)
+        average = towards(shared.log_average, log_length, weight)
         return shared._replace(square=square, trajectory_length=jnp.exp(log_length), log_average=average)
 
     def close(shared: TrajectoryShared) -> TrajectoryShared:
@@ -343,13 +341,24 @@ def _trajectory_warmup(
     return Warmup(init, step, finish)
 
 
+def towards(old: jax.Array, new: jax.Array, share: Any) -> jax.Array:
+    """`old + share (new - old)`, a step of a running mean, with the same bits in whatever program it is part of."""
+    return old + _alone(share * (new - old))
+
+
+def _alone(product: jax.Array) -> jax.Array:
+    """A product that is rounded before it becomes part of a sum, as `core.ordered_dot` sees to: not both as one."""
+    return jnp.maximum(product, jnp.finfo(product.dtype).min)
+
+
 def _along(rows: jax.Array, unit: jax.Array) -> jax.Array:
     """(chain,), the component of each row (chain, size) along a vector."""
     return core.ordered_dot(rows.T, jnp.expand_dims(unit, 1))
 
 
 def _norm(vector: jax.Array) -> jax.Array:
-    return jnp.sqrt(core.ordered_dot(vector, vector))
+    # The barrier keeps a division by the root from being made a product with another root, here but not there.
+    return lax.optimization_barrier(jnp.sqrt(core.ordered_dot(vector, vector)))
 
 
 def _chees_slopes(moves: _Moves, length: jax.Array) -> jax.Array:
@@ -365,9 +374,8 @@ def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array, step_size:
     change = (after - before) * (after + before)
     # Numbers of steps are rounded up, by half a step in the mean. Without it the rate is best where T is zero.
     gone = length + step_size
-    # The barrier stands between products and a sum, or two of them could be rounded as one.
-    gain, loss = lax.optimization_barrier((4 * moves.jitter * after * velocity, change / gone))
-    return length / gone * (change * (gain - loss))
+    gain = _alone(4 * moves.jitter * after * velocity)
+    return length / gone * (change * (gain - change / gone))
 
 
 def _harmonic_mean(rates: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc._chees import towards
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
 from jaxprob.inference.mcmc._metric import Metric
@@ -155,7 +156,7 @@ def meads(
         before = (lax.axis_index(axes) // (chains // folds) - 1) % folds
         remember = 1 / (shared.transitions // POINTS + 1).astype(dtype)
         average = jax.tree.map(
-            lambda old, new: old + remember * (core.ordered_sum(new) / folds - old), shared.tuning, of_folds
+            lambda old, new: towards(old, core.ordered_sum(new) / folds, remember), shared.tuning, of_folds
         )
         mine = jax.tree.map(lambda x: x[before], of_folds)
         return mine, shared._replace(transitions=shared.transitions + 1, tuning=average)

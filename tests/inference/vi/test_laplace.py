@@ -194,7 +194,7 @@ def test_jit_and_vmap_change_nothing():
     together = jax.jit(jax.vmap(lambda start: vi.laplace(log_density, start)))(starts)
     assert bool(jnp.all(together.converged))
     for index in range(4):
-        alone = vi.laplace(log_density, jax.tree.map(lambda leaf: leaf[index], starts))
+        alone = vi.laplace(log_density, jax.tree.map(lambda leaf, index=index: leaf[index], starts))
         for one, two in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(one[index], two, rtol=1e-4, atol=1e-4)
 
