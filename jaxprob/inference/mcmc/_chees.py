@@ -245,21 +245,20 @@ def _trajectory_warmup(
         fine = jnp.isfinite(last).all(axis=1) & jnp.isfinite(momentum).all(axis=1)
         weights = jnp.where(fine, rates, 0)
         fine = jnp.expand_dims(fine, 1)
-        factor, centre = jnp.expand_dims(shared.metric.factor, 0), jnp.expand_dims(mean, 0)
+        # A product: a division by what is the same for all chains is made one in some programs and not in others.
+        scale, centre = jnp.expand_dims(1 / shared.metric.factor, 0), jnp.expand_dims(mean, 0)
         moves = _Moves(
-            before=(first - centre) / factor,
-            after=jnp.where(fine, (last - centre) / factor, 0),
+            before=(first - centre) * scale,
+            after=jnp.where(fine, (last - centre) * scale, 0),
             velocity=jnp.where(fine, momentum, 0),
             jitter=jitter,
         )
-        # Rounded once, for all the sums that are made of them.
-        moves = lax.optimization_barrier(moves)
         averaging = dual_averaging.update(shared.averaging, _harmonic_mean(rates), target_acceptance)
         direction = shared.direction
         if direction is None:
             slopes = _chees_slopes(moves, shared.trajectory_length)
         else:
-            unit = direction / _norm(direction)
+            unit = direction * (1 / _norm(direction))
             slopes = _snaper_slopes(moves, unit, shared.trajectory_length, shared.step_size)
             shares = jnp.expand_dims(_along(moves.before, unit), 1)
             new = core.ordered_dot(shares, moves.before) / shares.shape[0]
@@ -285,6 +284,7 @@ def _trajectory_warmup(
     def climb(shared: TrajectoryShared, slopes: jax.Array, weights: jax.Array) -> TrajectoryShared:
         """One step of Adam, without momentum, on the log of the trajectory length."""
         total = core.ordered_sum(weights)
+        slopes = jnp.where(weights > 0, slopes, 0)  # where a trajectory diverged its slope may be infinite
         slope = core.ordered_dot(weights, slopes) / jnp.where(total > 0, total, 1)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
         square = towards(shared.square, _alone(slope**2), 1 - DISCOUNT)
@@ -357,8 +357,7 @@ def _along(rows: jax.Array, unit: jax.Array) -> jax.Array:
 
 
 def _norm(vector: jax.Array) -> jax.Array:
-    # The barrier keeps a division by the root from being made a product with another root, here but not there.
-    return lax.optimization_barrier(jnp.sqrt(core.ordered_dot(vector, vector)))
+    return jnp.sqrt(core.ordered_dot(vector, vector))
 
 
 def _chees_slopes(moves: _Moves, length: jax.Array) -> jax.Array:
@@ -373,9 +372,9 @@ def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array, step_size:
     before, after, velocity = (_along(rows, unit) for rows in moves[:3])
     change = (after - before) * (after + before)
     # Numbers of steps are rounded up, by half a step in the mean. Without it the rate is best where T is zero.
-    gone = length + step_size
-    gain = _alone(4 * moves.jitter * after * velocity)
-    return length / gone * (change * (gain - change / gone))
+    rate = 1 / (length + step_size)
+    gain, loss = _alone(4 * moves.jitter * after * velocity), _alone(change * rate)
+    return length * rate * (change * (gain - loss))
 
 
 def _harmonic_mean(rates: jax.Array) -> jax.Array:

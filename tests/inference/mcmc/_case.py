@@ -25,6 +25,7 @@ class Case(NamedTuple):
       stationary: whether a chain that `init` puts at an exact draw is in equilibrium. Not so where a state holds more
         than a position and its own random numbers, such as replicas at other temperatures that begin at the same place.
       exact: whether the target is what the kernel leaves as it is. One that has a bias owes the rest, and a test of it.
+      slow: whether its rows are left to `make test-all`.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Case(NamedTuple):
     walkers: int | None = None
     stationary: bool = True
     exact: bool = True
+    slow: bool = False

@@ -38,6 +38,7 @@ CASES = [
         partial(mcmc.riemannian_hmc, step_size=0.3, metric=curved, num_integration_steps=4),
         ("skewed",),
         steps=900,
+        slow=True,
     ),
     case(
         "riemannian nuts",
@@ -52,5 +53,6 @@ CASES = [
         ("skewed",),
         transitions=2,
         steps=600,
+        slow=True,
     ),
 ]

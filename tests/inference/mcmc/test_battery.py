@@ -40,12 +40,18 @@ CHAINS = 16_000
 FALSE_ALARM = 1e-6  # of one law or one table
 
 
+def marks(case):
+    return [pytest.mark.slow] if case.slow else []
+
+
 def by_target(cases):
-    return [pytest.param(case, name, id=f"{case.name}-{name}") for case in cases for name in case.targets]
+    return [
+        pytest.param(case, name, id=f"{case.name}-{name}", marks=marks(case)) for case in cases for name in case.targets
+    ]
 
 
 def each(cases):
-    return [pytest.param(case, id=case.name) for case in cases]
+    return [pytest.param(case, id=case.name, marks=marks(case)) for case in cases]
 
 
 def as_float32(tree):

@@ -268,7 +268,7 @@ def test_paths_and_keys_side_by_side_are_those_of_a_loop():
 def test_a_walk_costs_little_and_goes_up():
     """Monotone but for rounding; on a bad Gaussian in 50 dimensions no more than 200 iterations and 300 gradients."""
     count = 0
-    log_density, _, covariance, _ = gaussian(50, "float32", spread=1.5)
+    log_density, _, _, _ = gaussian(50, "float32", spread=1.5)
 
     def counted(x):
         def add():
