@@ -50,7 +50,6 @@ from jaxprob.inference.mcmc._learned_proposal import TrainedProposal as TrainedP
 from jaxprob.inference.mcmc._learned_proposal import joint_categorical_network as joint_categorical_network
 from jaxprob.inference.mcmc._learned_proposal import mixture_density_network as mixture_density_network
 from jaxprob.inference.mcmc._learned_proposal import train_proposal as train_proposal
-from jaxprob.inference.mcmc._low_rank_metric import LowRankMetric as LowRankMetric
 from jaxprob.inference.mcmc._mclmc import AdjustedMCLMCInfo as AdjustedMCLMCInfo
 from jaxprob.inference.mcmc._mclmc import MCLMCInfo as MCLMCInfo
 from jaxprob.inference.mcmc._mclmc import MCLMCState as MCLMCState
@@ -59,7 +58,6 @@ from jaxprob.inference.mcmc._mclmc import mclmc as mclmc
 from jaxprob.inference.mcmc._mclmc_warmup import MCLMCShared as MCLMCShared
 from jaxprob.inference.mcmc._mclmc_warmup import mclmc_warmup as mclmc_warmup
 from jaxprob.inference.mcmc._meads import MEADSShared as MEADSShared
-from jaxprob.inference.mcmc._meads import MEADSState as MEADSState
 from jaxprob.inference.mcmc._meads import MEADSTuning as MEADSTuning
 from jaxprob.inference.mcmc._meads import meads as meads
 from jaxprob.inference.mcmc._metric import Metric as Metric

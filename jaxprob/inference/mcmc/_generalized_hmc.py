@@ -9,6 +9,7 @@ Source: Horowitz (1991), "A generalized guided Monte Carlo algorithm"; Neal (202
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
+from jaxprob.inference.mcmc._schedules import known_number
 
 
 class GeneralizedHMCState(NamedTuple):
@@ -66,8 +68,8 @@ def generalized_hmc(
 
     Raises:
       TypeError: if `log_density` is no function.
-      ValueError: for a step size or a matrix that cannot be one, a `persistence` outside [0, 1), or
-        `num_integration_steps` below 1.
+      ValueError: for a step size or a matrix that cannot be one, a `persistence` outside [0, 1), a `drift` that
+        is no number, or `num_integration_steps` below 1.
 
     >>> kernel = generalized_hmc(lambda q: -0.5 * (q**2).sum(), step_size=0.5, persistence=0.8)
     >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.ones(3), jax.random.key(1)))
@@ -80,8 +82,9 @@ def generalized_hmc(
     target = as_log_density(log_density, name)
     step_size = hamiltonian.as_step_size(step_size, name)
     metric = as_metric(inverse_mass_matrix, name)
-    if not isinstance(persistence, jax.core.Tracer) and not 0 <= persistence < 1:
-        raise core.bad_value(name, "persistence", persistence, "a number from 0 to below 1")
+    persistence = known_number(name, "persistence", persistence, lambda p: 0 <= p < 1, "a number from 0 to below 1")
+    if drift is not None:
+        drift = known_number(name, "drift", drift, math.isfinite, "a finite number, or None")
     if num_integration_steps < 1:
         raise core.bad_value(name, "num_integration_steps", num_integration_steps, "an integer of at least 1")
 
@@ -95,13 +98,15 @@ def generalized_hmc(
         key = core.as_key(key, name)
         base = hamiltonian.State(state.position, state.log_density, state.log_density_gradient)
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, base)
-        kept = jnp.asarray(persistence, flat.dtype)
+        kept = persistence.astype(flat.dtype)
         noise = jax.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
-        first = hamiltonian.start(flat, scale, kept * state.momentum + jnp.sqrt(1 - kept * kept) * noise, base)
+        # As a product, for a persistence near one: rounding kept^2 would give the momentum another variance.
+        momentum = kept * state.momentum + jnp.sqrt((1 - kept) * (1 + kept)) * noise
+        first = hamiltonian.start(flat, scale, momentum, base)
         if drift is None:
             level = jax.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)
         else:
-            level = jnp.mod(state.slice + jnp.asarray(drift, flat.dtype) + 1, 2) - 1
+            level = jnp.mod(state.slice + drift.astype(flat.dtype) + 1, 2) - 1
         last = lax.fori_loop(
             0, num_integration_steps, lambda _, point: hamiltonian.leapfrog(flat, scale, point, size), first
         )

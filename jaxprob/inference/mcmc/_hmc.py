@@ -7,6 +7,7 @@ conceptual introduction to Hamiltonian Monte Carlo", for the choice from the who
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc._hamiltonian import Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
+from jaxprob.inference.mcmc._schedules import known_number
 
 
 class HMCInfo(NamedTuple):
@@ -57,8 +59,10 @@ def hmc(
       inverse_mass_matrix: an estimate of the posterior covariance: (size,) its diagonal, (size, size) all of it, or a
         scalar, where size is the number of scalars in a position, in flattening order.
       num_integration_steps: leapfrog steps in a transition, each one gradient; or (least, most), between which their
-        number is drawn for each transition, so that no length resonates with the target.
-      jitter: (), from 0 to below 1: the step size of each transition is drawn between 1 - jitter and 1 + jitter of it.
+        number is drawn for each transition, so that no length resonates with the target. Chains under one `vmap` all
+        take as long as the longest of them.
+      jitter: (), from 0 to below 1: the step size of each transition is drawn between 1 - jitter and 1 + jitter of it;
+        an array or a tracer.
       multinomial: whether the new state is drawn from all points of the trajectory, by their weights exp(-energy), some
         steps going back and the others on; otherwise its end is accepted or rejected.
 
@@ -80,25 +84,23 @@ def hmc(
     target = as_log_density(log_density, "hmc")
     step_size = hamiltonian.as_step_size(step_size, "hmc")
     metric = as_metric(inverse_mass_matrix, "hmc")
-    least, most = num_integration_steps if isinstance(num_integration_steps, tuple) else (num_integration_steps,) * 2
-    if not 1 <= least <= most:
-        want = "an integer of at least 1, or a pair of them in order"
-        raise core.bad_value("hmc", "num_integration_steps", num_integration_steps, want)
-    known = not isinstance(jitter, jax.core.Tracer)
-    if known and not 0 <= jitter < 1:
-        raise core.bad_value("hmc", "jitter", jitter, "a number from 0 to below 1")
-    varied = least < most or not known or jitter > 0
+    least, most = _as_range(num_integration_steps)
+    # An array counts as jitter even where it is 0, so that it draws the same numbers as the tracer it may become.
+    varied = least < most or not isinstance(jitter, (int, float)) or jitter != 0
+    jitter = known_number("hmc", "jitter", jitter, lambda share: 0 <= share < 1, "a number from 0 to below 1")
 
     def init(position: Any, key: core.Key) -> State:
         return hamiltonian.init(target, metric, position, "hmc")
 
     def step(key: core.Key, state: State) -> tuple[State, HMCInfo]:
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
-        key, number = core.as_key(key, "hmc"), jnp.int32(most)
+        key = core.as_key(key, "hmc")
+        number: int | jax.Array = most
         if varied:
             key, length_key, size_key = jax.random.split(key, 3)
-            number = jax.random.randint(length_key, (), least, most + 1, "int32")
-            size = size * (1 + jitter * jax.random.uniform(size_key, (), flat.dtype, -1, 1))
+            if least < most:
+                number = jax.random.randint(length_key, (), least, most + 1, "int32")
+            size = size * (1 + jitter.astype(flat.dtype) * jax.random.uniform(size_key, (), flat.dtype, -1, 1))
         momentum_key, uniform_key = jax.random.split(key)
         momentum = jax.random.normal(momentum_key, (flat.size,), flat.dtype)
         first = hamiltonian.start(flat, scale, momentum, state)
@@ -106,12 +108,12 @@ def hmc(
         chosen, energy, rate, diverging = go(
             uniform_key,
             first,
-            number if varied else most,
+            number,
             lambda p, sign: hamiltonian.leapfrog(flat, scale, p, sign * size),
         )
         info = HMCInfo(
             acceptance_rate=rate,
-            num_steps=number,
+            num_steps=jnp.asarray(number, "int32"),
             diverging=diverging,
             energy=energy,
             log_density=chosen.log_density,
@@ -120,6 +122,15 @@ def hmc(
         return State(flat.unravel(chosen.position), chosen.log_density, flat.unravel(chosen.gradient)), info
 
     return core.Algorithm(init, step)
+
+
+def _as_range(number: Any) -> tuple[int, int]:
+    """The least and the greatest number of steps."""
+    pair = number if isinstance(number, tuple) else (number, number)
+    if len(pair) != 2 or not all(isinstance(n, Integral) for n in pair) or not 1 <= pair[0] <= pair[1]:
+        want = "an integer of at least 1, or a pair of them in order"
+        raise core.bad_value("hmc", "num_integration_steps", core.describe(number), want)
+    return int(pair[0]), int(pair[1])
 
 
 Outcome = tuple[Point, jax.Array, jax.Array, jax.Array]  # the new point, its energy, acceptance rate, diverging

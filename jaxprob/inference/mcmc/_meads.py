@@ -20,31 +20,14 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
-from jaxprob.inference.mcmc._chees import towards
+from jaxprob.inference.mcmc._chees import alone, towards
+from jaxprob.inference.mcmc._generalized_hmc import GeneralizedHMCState, generalized_hmc
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
 from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._warmup import Warmup, WarmupChain, gather
 
 POINTS = 8  # what is kept is averaged over about the last eighth of the transitions
-
-
-class MEADSState(NamedTuple):
-    """The state of a chain.
-
-    Attributes:
-      position: pytree, where the chain is.
-      log_density: (), its log density.
-      log_density_gradient: pytree like `position`, the gradient there.
-      momentum: (size,), whitened: standard normal in equilibrium.
-      threshold: (), uniform on [-1, 1] in equilibrium; its absolute value decides on acceptance.
-    """
-
-    position: Any
-    log_density: jax.Array
-    log_density_gradient: Any
-    momentum: jax.Array
-    threshold: jax.Array
 
 
 class MEADSTuning(NamedTuple):
@@ -102,7 +85,7 @@ def meads(
 
     Returns:
       Warmup: an Algorithm (`init`, `step`) and `finish`. The state is a `core.Shared` of `WarmupChain` and
-      `MEADSShared`; the kernel's state is a `MEADSState` and its info an `HMCInfo`. Chains should not all start at one
+      `MEADSShared`; the kernel is `generalized_hmc`. Chains should not all start at one
       point.
 
     Raises:
@@ -128,9 +111,10 @@ def meads(
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
     def init(position: Any, key: core.Key) -> core.Shared:
-        state = _init(target, position, key)
-        zeros = jnp.zeros_like(state.momentum)
-        tuning = MEADSTuning(zeros[0], zeros[0], zeros)
+        flat = hamiltonian.flatten(target, position)
+        zero = jnp.zeros((), flat.dtype)
+        tuning = MEADSTuning(zero, zero, jnp.zeros((flat.size,), flat.dtype))
+        state = _build(target, tuning).init(position, key)
         return core.Shared(WarmupChain(state), MEADSShared(jnp.int32(0), jnp.int32(num_steps), tuning))
 
     def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, HMCInfo]:
@@ -139,10 +123,10 @@ def meads(
         tuning, shared = lax.cond(
             unfinished, learn, lambda shared, kernel: (shared.tuning, shared), shared, chain.kernel
         )
-        new, info = _transition(target, tuning, core.as_key(key, "meads"), chain.kernel)
+        new, info = _build(target, tuning).step(core.as_key(key, "meads"), chain.kernel)
         return core.Shared(WarmupChain(new), shared), info
 
-    def learn(shared: MEADSShared, kernel: MEADSState) -> tuple[MEADSTuning, MEADSShared]:
+    def learn(shared: MEADSShared, kernel: GeneralizedHMCState) -> tuple[MEADSTuning, MEADSShared]:
         """What this chain's fold moves with, and what is kept."""
         dtype = kernel.momentum.dtype
         mine = [core.ravel(tree)[0].astype(dtype) for tree in (kernel.position, kernel.log_density_gradient)]
@@ -162,55 +146,21 @@ def meads(
         return mine, shared._replace(transitions=shared.transitions + 1, tuning=average)
 
     def finish(state: core.Shared) -> core.Algorithm:
-        tuning = state.shared.tuning
-
-        def frozen(key: core.Key, state: MEADSState) -> tuple[MEADSState, HMCInfo]:
-            return _transition(target, tuning, core.as_key(key, "meads"), state)
-
-        return core.Algorithm(partial(_init, target), frozen)
+        return _build(target, state.shared.tuning)
 
     return Warmup(init, step, finish)
 
 
-def _init(target: LogDensity, position: Any, key: core.Key) -> MEADSState:
-    flat = hamiltonian.flatten(target, position)
-    key = core.as_key(key, "meads")
-    state = hamiltonian.init(target, Metric(jnp.ones((), flat.dtype)), position, "meads")
-    momentum = jax.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
-    return MEADSState(*state, momentum, jax.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1))
-
-
-def _transition(
-    target: LogDensity, tuning: MEADSTuning, key: core.Key, state: MEADSState
-) -> tuple[MEADSState, HMCInfo]:
-    """A momentum refreshed in part, one leapfrog step, and a threshold that moves on evenly."""
-    start = hamiltonian.State(*state[:3])
-    metric = Metric(jnp.exp(tuning.log_scale))
-    flat, scale, size = hamiltonian.prepare(target, metric, jnp.exp(tuning.log_step_size), start)
-    forgotten = -jnp.expm1(-2 * size * jnp.exp(tuning.log_damping).astype(flat.dtype))
-    noise = jax.random.normal(key, (flat.size,), flat.dtype)
-    momentum = jnp.sqrt(1 - forgotten) * state.momentum + jnp.sqrt(forgotten) * noise
-    first = hamiltonian.start(flat, scale, momentum, start)
-    last = hamiltonian.leapfrog(flat, scale, first, size)
-    weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
-    threshold = (state.threshold + 1 + forgotten / 2) % 2 - 1
-    accepted = jnp.log(jnp.abs(threshold)) < weight
-    back = first._replace(momentum=-first.momentum)
-    chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, back)
-    # The threshold stands for a height below the density, which is what an accepted move keeps.
-    moved = threshold * jnp.exp(-jnp.where(accepted, weight, 0))
-    info = HMCInfo(
-        acceptance_rate=rate,
-        num_steps=jnp.int32(1),
-        diverging=diverging,
-        energy=hamiltonian.energy(chosen),
-        log_density=chosen.log_density,
-        step_size=size,
+def _build(target: LogDensity, tuning: MEADSTuning) -> core.Algorithm:
+    step_size = jnp.exp(tuning.log_step_size)
+    kept = jnp.exp(-step_size * jnp.exp(tuning.log_damping))
+    return generalized_hmc(
+        target,
+        step_size=step_size,
+        inverse_mass_matrix=Metric(jnp.exp(tuning.log_scale)),
+        persistence=kept,
+        drift=alone((1 - kept) * (1 + kept) / 2),
     )
-    new = MEADSState(
-        flat.unravel(chosen.position), chosen.log_density, flat.unravel(chosen.gradient), chosen.momentum, moved
-    )
-    return new, info
 
 
 def _estimate(transitions: jax.Array, positions: jax.Array, gradients: jax.Array) -> MEADSTuning:
@@ -220,7 +170,7 @@ def _estimate(transitions: jax.Array, positions: jax.Array, gradients: jax.Array
     scale = jnp.sqrt(core.ordered_dot(centred, centred) / chains)
     scale = jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1)
     row = jnp.expand_dims(scale, 0)
-    steepest, longest = _largest_eigenvalue(gradients * row), _largest_eigenvalue(centred / row)
+    steepest, longest = _largest_eigenvalue(gradients * row), _largest_eigenvalue(centred * (1 / row))
     step_size = jnp.minimum(0.5 / jnp.sqrt(steepest), 1)
     step_size = jnp.where(step_size > 0, step_size, 1)
     damping = jnp.where(longest > 0, 1 / jnp.sqrt(longest), 0)

@@ -1,6 +1,0 @@
-"""Gaussian approximations: at a mode, and on the way to one."""
-
-from jaxprob.inference.vi._laplace import Laplace as Laplace
-from jaxprob.inference.vi._laplace import laplace as laplace
-from jaxprob.inference.vi._pathfinder import Pathfinder as Pathfinder
-from jaxprob.inference.vi._pathfinder import pathfinder as pathfinder
