@@ -120,7 +120,8 @@ def control_variate_gradient(
     grad log p(q) + sum of all grad log p(row | c) + N / n * sum over the batch of
     (grad log p(row | q) - grad log p(row | c))
 
-    The closer q is to the centre the smaller the noise, and at the centre there is none: a mode serves well. Far from the centre the noise is larger than that of `minibatch_gradient`.
+    The closer q is to the centre the smaller the noise, and at the centre there is none: a mode serves well. Far from
+    the centre the noise is larger than that of `minibatch_gradient`.
 
     Args:
       log_prior: `position -> scalar`.
