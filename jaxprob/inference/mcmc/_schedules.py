@@ -99,7 +99,7 @@ def cyclical(
       step_size: (), at the beginning of each cycle.
       cycle_length: (), transitions in a cycle; an integer, which may be traced. As many cycles are made as the run has
         room for.
-      exploration_fraction: (), from 0 to below 1, of each cycle without noise.
+      exploration_fraction: (), from 0 to below 1, of each cycle without noise; rounded to whole transitions.
       **options: for the kernel.
 
     Returns:
@@ -122,7 +122,8 @@ def cyclical(
     fraction = known_number("cyclical", "exploration_fraction", exploration_fraction, lambda f: 0 <= f < 1, wanted)
 
     def temperature(transitions: Any) -> jax.Array:
-        return (_phase(transitions, length, fraction.dtype) >= fraction).astype(fraction.dtype)
+        climbing = jnp.round(fraction * length.astype(fraction.dtype)).astype(jnp.int32)
+        return (jnp.asarray(transitions, jnp.int32) % length >= climbing).astype(fraction.dtype)
 
     steps = cosine_schedule(as_step_size(step_size, "cyclical"), length)
     return kernel(gradient, step_size=steps, temperature=temperature, **options)

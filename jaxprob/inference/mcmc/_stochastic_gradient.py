@@ -1,7 +1,8 @@
 """Langevin dynamics with stochastic gradients: SGLD, and SGLD with an adaptive diagonal preconditioner.
 
 No proposal is ever rejected, so that the law of the draws is not quite the posterior: it is wrong by the order of the
-step size, and by the noise of the gradient. A transition costs one estimate of the gradient and no density.
+step size, and by the noise of the gradient. A transition costs one estimate of the gradient and no density. It is
+made where the move ends, for the next move: a chain never is where the gradient is not finite.
 
 Source: Welling & Teh (2011), "Bayesian learning via stochastic gradient Langevin dynamics"; Li, Chen, Carlson & Carin
 (2016), "Preconditioned stochastic gradient Langevin dynamics for deep neural networks".
@@ -26,10 +27,12 @@ class SGLDState(NamedTuple):
 
     Attributes:
       position: pytree, where the chain is.
+      gradient: (size,), estimated there; zero if a chain begins where it is not finite.
       transitions: (), int32, made so far; schedules read it.
     """
 
     position: Any
+    gradient: jax.Array
     transitions: jax.Array
 
 
@@ -38,11 +41,13 @@ class PSGLDState(NamedTuple):
 
     Attributes:
       position: pytree, where the chain is.
+      gradient: (size,), estimated there; zero if a chain begins where it is not finite.
       mean_square: (size,), decaying sum of the squared gradient, which is a mean once divided by 1 - decay^transitions.
       transitions: (), int32, made so far; schedules read it.
     """
 
     position: Any
+    gradient: jax.Array
     mean_square: jax.Array
     transitions: jax.Array
 
@@ -53,8 +58,8 @@ class StochasticGradientInfo(NamedTuple):
     Attributes:
       step_size: of this transition.
       temperature: of the noise; 0 where a schedule leaves the noise out, and the draw is none.
-      gradient_norm: Euclidean, of the estimated gradient; inf where it is not finite.
-      diverging: whether the move led to, or came from, what is not finite; then the chain stayed.
+      gradient_norm: Euclidean, of the gradient estimated where the move led; inf where it is not finite.
+      diverging: whether the move led to where the gradient is not finite; then the chain stayed.
     """
 
     step_size: jax.Array
@@ -142,18 +147,20 @@ def sgld(
     settings = as_settings("sgld", gradient, step_size, inverse_mass_matrix, temperature)
 
     def init(position: Any, key: core.Key) -> SGLDState:
-        return SGLDState(initial_position(settings, position), jnp.int32(0))
+        position = initial_position(settings, position)
+        return SGLDState(position, _first_gradient(settings, position, key), jnp.int32(0))
 
     def step(key: core.Key, state: SGLDState) -> tuple[SGLDState, StochasticGradientInfo]:
         here = place(settings, state)
         gradient_key, noise_key = jax.random.split(core.as_key(key, "sgld"))
-        slope = here.gradient(gradient_key, here.vector)
         noise = jax.random.normal(noise_key, here.vector.shape, here.vector.dtype)
-        drift = 0.5 * here.step_size * here.metric.force(slope)
+        drift = 0.5 * here.step_size * here.metric.force(state.gradient)
         diffusion = jnp.sqrt(here.step_size * here.temperature) * noise
-        (new,), diverging = keep_finite([here.vector + here.metric.velocity(drift + diffusion)], [here.vector])
-        info = StochasticGradientInfo(here.step_size, here.temperature, gradient_norm(slope), diverging)
-        return SGLDState(here.unravel(new), state.transitions + 1), info
+        moved = here.vector + here.metric.velocity(drift + diffusion)
+        found = here.gradient(gradient_key, moved)
+        (new, gradient), diverging = keep_finite([moved, found], [here.vector, state.gradient])
+        info = StochasticGradientInfo(here.step_size, here.temperature, gradient_norm(found), diverging)
+        return SGLDState(here.unravel(new), gradient, state.transitions + 1), info
 
     return core.Algorithm(init, step)
 
@@ -202,23 +209,25 @@ def psgld(
 
     def init(position: Any, key: core.Key) -> PSGLDState:
         position = initial_position(settings, position)
-        vector = core.ravel(position)[0]
-        return PSGLDState(position, jnp.zeros(vector.shape, core.accumulator_dtype(vector.dtype)), jnp.int32(0))
+        gradient = _first_gradient(settings, position, key)
+        return PSGLDState(position, gradient, jnp.zeros_like(gradient), jnp.int32(0))
 
     def step(key: core.Key, state: PSGLDState) -> tuple[PSGLDState, StochasticGradientInfo]:
         here = place(settings, state)
         dtype = here.vector.dtype
         gradient_key, noise_key = jax.random.split(core.as_key(key, "psgld"))
-        slope = here.gradient(gradient_key, here.vector)
         kept, transitions = rate.astype(dtype), state.transitions + 1
-        squares = kept * state.mean_square + (1 - kept) * slope**2
+        squares = kept * state.mean_square + (1 - kept) * state.gradient**2
         scale = 1 / (floor.astype(dtype) + jnp.sqrt(squares / (1 - kept ** transitions.astype(dtype))))
         noise = jax.random.normal(noise_key, here.vector.shape, dtype)
-        moved = here.vector + 0.5 * here.step_size * scale * slope
+        moved = here.vector + 0.5 * here.step_size * scale * state.gradient
         moved = moved + jnp.sqrt(here.step_size * here.temperature * scale) * noise
-        (new, squares), diverging = keep_finite([moved, squares], [here.vector, state.mean_square])
-        info = StochasticGradientInfo(here.step_size, here.temperature, gradient_norm(slope), diverging)
-        return PSGLDState(here.unravel(new), squares, transitions), info
+        found = here.gradient(gradient_key, moved)
+        (new, gradient, squares), diverging = keep_finite(
+            [moved, found, squares], [here.vector, state.gradient, state.mean_square]
+        )
+        info = StochasticGradientInfo(here.step_size, here.temperature, gradient_norm(found), diverging)
+        return PSGLDState(here.unravel(new), gradient, squares, transitions), info
 
     return core.Algorithm(init, step)
 
@@ -249,7 +258,19 @@ def initial_position(settings: Settings, position: Any) -> Any:
 
 def place(settings: Settings, state: Any) -> Place:
     """What a transition from a state needs."""
-    vector, unravel = core.ravel(state.position)
+    vector, unravel, gradient = _as_vector(settings, state.position)
+    dtype = vector.dtype
+
+    def now(schedule: Schedule) -> jax.Array:
+        return core.as_float(schedule(state.transitions)).astype(dtype)
+
+    metric = settings.metric.astype(dtype)
+    return Place(vector, unravel, gradient, metric, now(settings.step_size), now(settings.temperature))
+
+
+def _as_vector(settings: Settings, position: Any) -> tuple[jax.Array, Any, Any]:
+    """A position in the working dtype, the way back, and the gradient of such vectors."""
+    vector, unravel = core.ravel(position)
     low, dtype = vector.dtype, core.accumulator_dtype(vector.dtype)
 
     def position_of(flat: jax.Array) -> Any:
@@ -261,13 +282,14 @@ def place(settings: Settings, state: Any) -> Place:
         core.check_same_structure(settings.name, "the gradient", estimate, position, dtypes=False)
         return core.ravel(estimate)[0].astype(dtype)
 
-    def now(schedule: Schedule) -> jax.Array:
-        return core.as_float(schedule(state.transitions)).astype(dtype)
+    return vector.astype(dtype), position_of, gradient
 
-    metric = settings.metric.astype(dtype)
-    return Place(
-        vector.astype(dtype), position_of, gradient, metric, now(settings.step_size), now(settings.temperature)
-    )
+
+def _first_gradient(settings: Settings, position: Any, key: core.Key) -> jax.Array:
+    """The gradient estimated at a position (size,), zero where it is not finite: then noise leads out."""
+    vector, _, evaluate = _as_vector(settings, position)
+    gradient = evaluate(core.as_key(key, settings.name), vector)
+    return jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0)
 
 
 def keep_finite(new: list[jax.Array], old: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:

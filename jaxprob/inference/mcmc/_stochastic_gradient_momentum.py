@@ -90,8 +90,9 @@ def sghmc(
     The step size e is the time step of these equations, as that of `hmc`: the friction takes away a part 1 - exp(-C e)
     of a momentum in each step. B = e V / 2 is the noise that gradients of variance V bring themselves; to leading order
     the noise added is N(0, 2 (C - B) e), and exactly it is what leaves the momenta at temperature T. Where B exceeds C
-    none is added, and the chain is too hot. With exact gradients the bias is of the order e^2; what is not said of the
-    gradient's noise adds a part e V / (2 C) to the variances.
+    none is added, and the chain is too hot. With exact gradients, or noise of the variance told, the bias is of the
+    order e^2, and none at all in the positions of a Gaussian; noise that is not told adds a part e V / (2 C) to the
+    variances.
 
     Args:
       gradient: `(key, position) -> gradient`, unbiased: one of `minibatch_gradient`, `control_variate_gradient`,
