@@ -6,9 +6,10 @@ states, on ten nets whose tables the network has never seen.
 
 Mixtures: the means of ten clusters given 100 points, labels summed out. All samplers draw labels given means and means
 given labels from their exact laws; that alone is the first peer ("labels"). The second also moves a mean near a random
-point ("by hand"), ours to where a network proposes, given the other means and the points. There is no split-merge
-sampler of Jain and Neal here. Effective samples per second are the smallest over the log density and the predictive
-density at five places, of chains that start apart.
+point ("by hand"), the third merges two clusters and splits another (Jain and Neal's move, for a fixed number of them;
+checked against enumeration before anything is measured), ours moves a mean to where a network proposes, given the other
+means and the points. Effective samples per second are the smallest over the log density and the predictive density at
+five places, of chains that start apart; samplers take turns.
 
     python benchmarks/learned_proposals.py [--seconds 2] [--nets 10] [--out benchmarks/results/learned_proposals.json]
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 from jaxprob import analysis, core, distributions, scan
 from jaxprob.inference import mcmc
@@ -318,6 +320,13 @@ def sample_cluster(key):
     return (points, nearness(points), means[1:]), means[0]
 
 
+def draw_means(key, points, labels, clusters):
+    members = jax.nn.one_hot(labels, clusters)
+    precision = members.sum(axis=0) / NOISE**2 + 1 / SPREAD**2
+    centres = (members.T @ points) / NOISE**2 / jnp.expand_dims(precision, 1)
+    return centres + jax.random.normal(key, centres.shape) / jnp.expand_dims(jnp.sqrt(precision), 1)
+
+
 def labels_and_means(points):
     """Labels given means, then means given labels, both from their exact laws; a step of the means alone."""
 
@@ -326,11 +335,7 @@ def labels_and_means(points):
 
     def step(key, state):
         labels = jax.random.categorical(core.fold(key, 0), log_kernels(points, state.position), axis=1)
-        members = jax.nn.one_hot(labels, CLUSTERS)
-        precision = members.sum(axis=0) / NOISE**2 + 1 / SPREAD**2
-        centres = (members.T @ points) / NOISE**2 / jnp.expand_dims(precision, 1)
-        noise = jax.random.normal(core.fold(key, 1), centres.shape)
-        means = centres + noise / jnp.expand_dims(jnp.sqrt(precision), 1)
+        means = draw_means(core.fold(key, 1), points, labels, CLUSTERS)
         return mcmc.MetropolisState(means, density(means)), ()
 
     return core.Algorithm(lambda means, key: mcmc.MetropolisState(means, density(means)), step)
@@ -373,7 +378,185 @@ def by_hand(points):
     return mcmc.cycle([labels_and_means(points), one_mean(points, lambda others: law)])
 
 
+def log_marginal(count, total, square):
+    """Log density of the points of one cluster, its mean summed out, from their number, sum and sum of squares."""
+    precision = count / NOISE**2 + 1 / SPREAD**2
+    explained = jnp.sum((total / NOISE**2) ** 2, axis=-1) / precision
+    return count * LOG_NORMAL - 0.5 * square / NOISE**2 - jnp.log(SPREAD**2 * precision) + 0.5 * explained
+
+
+def two_means(points, members, side):
+    """Law of the means of two clusters that share the members: centres (2, 2), precisions (2,)."""
+    weights = jnp.stack([jnp.where(side, 0.0, members), jnp.where(side, members, 0.0)])
+    precisions = weights.sum(axis=1) / NOISE**2 + 1 / SPREAD**2
+    return weights @ points / NOISE**2 / jnp.expand_dims(precisions, 1), precisions
+
+
+def draw_two(key, points, members, side):
+    centres, precisions = two_means(points, members, side)
+    return centres + jax.random.normal(key, (2, 2)) / jnp.expand_dims(jnp.sqrt(precisions), 1)
+
+
+def draw_sides(key, points, means):
+    kernels = log_kernels(points, means)
+    return jax.random.uniform(key, (len(points),)) < jax.nn.sigmoid(kernels[:, 1] - kernels[:, 0])
+
+
+def launch(key, points, members, scans):
+    """Sides (points,) from which a split begins: two points that are apart, then restricted Gibbs scans.
+
+    It depends on which points are to be split and not on how they are split now, so that it is the same both ways.
+    """
+    keys = jax.random.split(key, 2 * scans + 2)
+    inside = jnp.where(members > 0, 0.0, -1e9)
+    first = points[jax.random.categorical(keys[0], inside)]
+    apart = jnp.sum((points - jnp.expand_dims(first, 0)) ** 2, axis=1)
+    second = points[jax.random.categorical(keys[1], inside + jnp.log(apart + 1e-6))]
+    means = jnp.stack([first, second])
+    for sides_key, means_key in zip(keys[2::2], keys[3::2], strict=True):
+        side = draw_sides(sides_key, points, means)
+        means = draw_two(means_key, points, members, side)
+    return side
+
+
+def log_pair(points, members, means, side):
+    """Log of p(members, two means), sides summed out, over the law of the means given the sides of a launch."""
+    centres, precisions = two_means(points, members, side)
+    log_q = jnp.log(precisions / (2 * np.pi)) - 0.5 * precisions * jnp.sum((means - centres) ** 2, axis=1)
+    prior = -np.log(2 * np.pi * SPREAD**2) - 0.5 * jnp.sum(means**2, axis=1) / SPREAD**2
+    return members @ core.logsumexp(log_kernels(points, means), axis=1) + jnp.sum(prior - log_q)
+
+
+def choices(points, members, balance=0.5):
+    """Log probabilities of a pair to merge (clusters^2,), and scores of clusters to split (clusters,).
+
+    Scores are about what two means explain better than one: of points at two ends of their longest axis. Half a score
+    balances both directions (Zanella 2020).
+    """
+    x, y = points.T
+    statistics = members.T @ jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+
+    def score(statistics):
+        count, x, y, xx, xy, yy = jnp.moveaxis(statistics, -1, 0)
+        some = jnp.maximum(count, 1)
+        xx, xy, yy = xx - x * x / some, xy - x * y / some, yy - y * y / some
+        longest = (xx + yy) / 2 + jnp.sqrt((xx - yy) ** 2 / 4 + xy**2 + 1e-12)
+        spread = longest / some / NOISE**2
+        return balance * count * jnp.maximum(np.log(2), spread / 2 + jnp.log1p(jnp.exp(-2 * spread)))
+
+    pairs = score(jnp.expand_dims(statistics, 0) + jnp.expand_dims(statistics, 1))
+    pairs = jnp.where(jnp.tri(len(statistics), k=-1) > 0, -pairs, -jnp.inf).ravel()
+    return pairs - core.logsumexp(pairs), score(statistics)
+
+
+def log_choice(pairs, splits, one, two, split):
+    """Log probability of merging these two and splitting that one."""
+    low, high = jnp.minimum(one, two), jnp.maximum(one, two)
+    return pairs[high * len(splits) + low] + but(splits, one, two)[split]
+
+
+def but(splits, one, two):
+    """Log probabilities of the cluster to split, which is none of the pair."""
+    left = splits.at[one].set(-jnp.inf).at[two].set(-jnp.inf)
+    return left - core.logsumexp(left)
+
+
+def split_merge(key, points, means, labels, scans=3):
+    """Labels after two clusters became one and a third took the free one, or those before, and the acceptance rate.
+
+    The mean of the merged cluster is summed out on both sides. The means of the two that are split are drawn given a
+    launch, then sides given them; going back that is what would have made the old pair.
+
+    Source: Jain & Neal (2004), "A split-merge Markov chain Monte Carlo procedure for the Dirichlet process mixture
+    model"; Jain & Neal (2007) for means that are drawn.
+    """
+    clusters = means.shape[0]
+    keys = jax.random.split(key, 8)
+    members = jax.nn.one_hot(labels, clusters)
+    pairs, splits = choices(points, members)
+    one, two = jnp.divmod(jax.random.categorical(keys[0], pairs), clusters)
+    swapped = jax.random.bernoulli(keys[1])
+    kept, free = jnp.where(swapped, one, two), jnp.where(swapped, two, one)
+    split = jax.random.categorical(keys[2], but(splits, kept, free))
+
+    merged, divided = members[:, kept] + members[:, free], members[:, split]
+    new_side, old_side = (launch(k, points, group, scans) for k, group in ((keys[3], divided), (keys[4], merged)))
+    new, old = draw_two(keys[5], points, divided, new_side), means[jnp.stack([kept, free])]
+    side = draw_sides(keys[6], points, new)
+    proposed = jnp.where(merged > 0, kept, jnp.where((divided > 0) & side, free, labels))
+
+    def alone(group):
+        return log_marginal(group.sum(), group @ points, group @ jnp.sum(points**2, axis=1))
+
+    back = log_choice(*choices(points, jax.nn.one_hot(proposed, clusters)), split, free, kept)
+    log_ratio = alone(merged) + log_pair(points, divided, new, new_side) + back
+    log_ratio -= alone(divided) + log_pair(points, merged, old, old_side)
+    log_ratio -= log_choice(pairs, splits, kept, free, split)
+    accepted = jnp.log(jax.random.uniform(keys[7])) < log_ratio
+    return jnp.where(accepted, proposed, labels), jnp.exp(jnp.minimum(log_ratio, 0))
+
+
+def with_splits(points):
+    """Labels given means, a split-merge of the labels, means given labels."""
+
+    def density(means):
+        return mixture_density(points, means)
+
+    def step(key, state):
+        labels = jax.random.categorical(core.fold(key, 0), log_kernels(points, state.position), axis=1)
+        labels, rate = split_merge(core.fold(key, 1), points, state.position, labels)
+        new = mcmc.MetropolisState(draw_means(core.fold(key, 2), points, labels, CLUSTERS), None)
+        new = new._replace(log_density=density(new.position))
+        return new, mcmc.MetropolisInfo(rate, rate, new.log_density)
+
+    return core.Algorithm(lambda means, key: mcmc.MetropolisState(means, density(means)), step)
+
+
+def check_split_merge(draws=200_000, clusters=3, number=6):
+    """Split-merges leave the law of labels and means as it was: six points of three clusters, by enumeration.
+
+    From exact draws, three moves, each followed by means given labels.
+
+    Returns:
+      p-value of the table of labels, whose expected counts below 20 are put together, and the acceptance rate.
+    """
+    rng = np.random.default_rng(5)
+    points = rng.normal(size=(number, 2)) * np.array([1.2, 0.4])
+    states = np.array(list(itertools.product(range(clusters), repeat=number)))
+    members = np.eye(clusters)[states]  # (states, points, clusters)
+    counts, totals = members.sum(axis=1), np.einsum("snk,nd->skd", members, points)
+    precisions = counts / NOISE**2 + 1 / SPREAD**2
+    log_p = np.sum(0.5 * np.sum((totals / NOISE**2) ** 2, axis=2) / precisions - np.log(precisions), axis=1)
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    drawn = rng.choice(len(p), size=draws, p=p)
+    centres = totals / NOISE**2 / precisions[..., None]
+    means = centres[drawn] + rng.normal(size=(draws, clusters, 2)) / np.sqrt(precisions[drawn])[..., None]
+    there = jnp.asarray(points, jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def move(key, means, labels):
+        rates = []
+        for index in range(3):
+            labels, rate = split_merge(core.fold(key, index, 0), there, means, labels)
+            means = draw_means(core.fold(key, index, 1), there, labels, clusters)
+            rates.append(rate)
+        return labels, sum(rates) / len(rates)
+
+    keys = jax.random.split(jax.random.key(3), draws)
+    labels, rate = move(keys, jnp.asarray(means, jnp.float32), jnp.asarray(states[drawn], jnp.int32))
+    counts = np.bincount(np.asarray(labels) @ clusters ** np.arange(number - 1, -1, -1), minlength=len(p))
+    often = p * draws >= 20
+    observed = np.append(counts[often], counts[~often].sum())
+    expected = draws * np.append(p[often], p[~often].sum())
+    p_value = float(scipy.stats.chisquare(observed, expected).pvalue)
+    assert p_value > 1e-4, p_value
+    return {"p_value": p_value, "acceptance_rate": float(rate.mean())}
+
+
 def mixtures(seconds, number, train_steps):
+    check = check_split_merge()
     began = time.perf_counter()
     trained = mcmc.train_proposal(jax.random.key(1), sample_cluster, Pointer(), train_steps, batch_size=64)
     training = {
@@ -381,71 +564,87 @@ def mixtures(seconds, number, train_steps):
         "seconds": time.perf_counter() - began,
         "loss": float(trained.losses[-100:].mean()),
     }
-    places = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)) * SPREAD, jnp.float32)
-    builders = {"learned": with_clusters(trained.proposal), "by hand": by_hand, "labels": labels_and_means}
-    draws, rows = 2000, []
+    builders = {
+        "learned": with_clusters(trained.proposal),
+        "split-merge": with_splits,
+        "by hand": by_hand,
+        "labels": labels_and_means,
+    }
+    rows = []
     for index in range(number):
         _, points = draw_points(core.fold(jax.random.key(888), index))
-        row = {"data": index}
-        for name, build in builders.items():
-
-            @jax.jit
-            def run(key, points, thin, build=build):
-                def chain(number):
-                    algorithm, own = build(points), core.fold(key, number)
-
-                    def record(state, draw):
-                        def one(state, step):
-                            state, info = algorithm.step(core.fold(own, draw, step), state)
-                            return state, info[1].acceptance_rate if info else jnp.ones(())
-
-                        state, rate = scan.repeat(lambda carry, step: one(carry[0], step), (state, jnp.zeros(())), thin)
-                        density = jax.nn.logsumexp(log_kernels(places, state.position), axis=1)
-                        return state, (jnp.append(density, mixture_density(points, state.position)), rate)
-
-                    start = SPREAD * jax.random.normal(core.fold(own, 2**31), (CLUSTERS, 2))
-                    state = algorithm.init(start, core.fold(own, 2**31 + 1))
-                    return scan.scan(record, state, jnp.arange(draws))[1]
-
-                return jax.vmap(chain)(jnp.arange(CHAINS))
-
-            def timed(thin, seed, run=run, points=points):
-                began = time.perf_counter()
-                result = jax.block_until_ready(run(jax.random.key(seed), points, thin))
-                return result, time.perf_counter() - began
-
-            timed(1, 0)
-            thin = max(int(seconds / timed(1, 1)[1]), 1)
-            (values, rates), took = timed(thin, 2)
-            kept = np.asarray(values)[:, draws // 4 :]  # a quarter to settle
-            ess = [float(analysis.effective_sample_size(kept[..., k])) for k in range(kept.shape[2])]
-            rhat = max(float(analysis.r_hat(kept[..., k])) for k in range(kept.shape[2]))
-            row[name] = {
-                "ess_min": min(ess),
-                "ess_per_s": min(ess) / (took * 0.75),
-                "rhat_max": rhat,
-                "steps": thin * draws,
-                "seconds": took,
-                "acceptance_rate": float(rates.mean()),
-                "mean_log_density": float(kept[..., -1].mean()),
-            }
-        for peer in ("by hand", "labels"):
+        row = {"data": index, **in_turn(builders, points, seconds)}
+        for peer in ("split-merge", "by hand", "labels"):
             row[f"ratio to {peer}"] = row["learned"]["ess_per_s"] / row[peer]["ess_per_s"]
         rows.append(row)
-        print(
-            f"data {index}: ESS/s {row['learned']['ess_per_s']:.1f} (learned, acceptance "
-            f"{row['learned']['acceptance_rate']:.2f}, R-hat {row['learned']['rhat_max']:.2f}) and "
-            f"{row['by hand']['ess_per_s']:.1f} (by hand, acceptance {row['by hand']['acceptance_rate']:.2f}, R-hat "
-            f"{row['by hand']['rhat_max']:.2f}), {row['labels']['ess_per_s']:.1f} (labels and means alone): "
-            f"ratios {row['ratio to by hand']:.1f} and {row['ratio to labels']:.1f}",
-            flush=True,
-        )
+        print(f"data {index}, ESS/s (acceptance, R-hat):", end=" ")
+        for name in builders:
+            one = row[name]
+            print(f"{name} {one['ess_per_s']:.1f} ({one['acceptance_rate']:.2f}, {one['rhat_max']:.2f})", end="; ")
+        print(f"ratio to split-merge {row['ratio to split-merge']:.1f}", flush=True)
     return {
         "training": training,
+        "check of split-merge": check,
         "data": rows,
         **{f"median_{name}": float(np.median([row[name] for row in rows])) for name in rows[0] if "ratio" in name},
+        "smallest_ratio to split-merge": min(row["ratio to split-merge"] for row in rows),
         "acceptance_rate": float(np.mean([row["learned"]["acceptance_rate"] for row in rows])),
     }
+
+
+def in_turn(builders, points, seconds, draws=2000, rounds=3):
+    """Effective samples per second of each sampler: the median of rounds in which each runs for about as long."""
+    places = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)) * SPREAD, jnp.float32)
+
+    def runner(build):
+        @jax.jit
+        def run(key, points, thin):
+            def chain(number):
+                algorithm, own = build(points), core.fold(key, number)
+
+                def record(state, draw):
+                    def one(carry, step):
+                        state, info = algorithm.step(core.fold(own, draw, step), carry[0])
+                        rates = [one.acceptance_rate for one in jax.tree.leaves(info, is_leaf=is_info) if is_info(one)]
+                        return state, rates[0] if rates else jnp.ones(())
+
+                    state, rate = scan.repeat(one, (state, jnp.zeros(())), thin)
+                    density = core.logsumexp(log_kernels(places, state.position), axis=1)
+                    return state, (jnp.append(density, mixture_density(points, state.position)), rate)
+
+                start = SPREAD * jax.random.normal(core.fold(own, 2**31), (CLUSTERS, 2))
+                state = algorithm.init(start, core.fold(own, 2**31 + 1))
+                return scan.scan(record, state, jnp.arange(draws))[1]
+
+            return jax.vmap(chain)(jnp.arange(CHAINS))
+
+        return run
+
+    def timed(run, thin, seed):
+        began = time.perf_counter()
+        result = jax.block_until_ready(run(jax.random.key(seed), points, thin))
+        return result, time.perf_counter() - began
+
+    runs = {name: runner(build) for name, build in builders.items()}
+    thins = {}
+    for name, run in runs.items():
+        timed(run, 1, 0)
+        thins[name] = max(round(seconds / timed(run, 1, 1)[1]), 1)
+    found = {name: [] for name in runs}
+    for seed in range(rounds):
+        for name, run in runs.items():
+            (values, rates), took = timed(run, thins[name], 2 + seed)
+            kept = np.asarray(values)[:, draws // 4 :]  # a quarter to settle
+            ess = min(float(analysis.effective_sample_size(kept[..., k])) for k in range(kept.shape[2]))
+            rhat = max(float(analysis.r_hat(kept[..., k])) for k in range(kept.shape[2]))
+            found[name].append((ess, ess / (took * 0.75), rhat, took, float(rates.mean()), float(kept[..., -1].mean())))
+    columns = ("ess_min", "ess_per_s", "rhat_max", "seconds", "acceptance_rate", "mean_log_density")
+    medians = {name: np.median(found[name], axis=0).tolist() for name in runs}
+    return {name: {"steps": thins[name] * draws, **dict(zip(columns, medians[name], strict=True))} for name in runs}
+
+
+def is_info(value):
+    return isinstance(value, mcmc.MetropolisInfo)
 
 
 def main():
@@ -458,12 +657,13 @@ def main():
     parser.add_argument("--parts", default="grids,mixtures")
     parser.add_argument("--out", default=HERE / "results" / "learned_proposals.json", type=Path)
     args = parser.parse_args()
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
     report = {
         "device": jax.devices()[0].device_kind,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
         "chains": CHAINS,
-        "seconds": args.seconds,
+        **{part: before[part] for part in ("grids", "mixtures") if part in before and part not in args.parts},
     }
     if "grids" in args.parts:
         report["grids"] = []

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprob import core
 from jaxprob.runtime import _checkpoint, _directory, _predict, _program
+from jaxprob.runtime._approximate_start import approximate_starts
 from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
 from jaxprob.runtime._result import Reader, Result, load, open_store
@@ -57,14 +58,19 @@ def sample(
         unconstrained pytree, which needs `initial`.
       key: random key. Chain `c` uses `fold_in(key, c)` and nothing else, so any number of devices gives the same draws.
       initial: where to start: a position that all chains share, or a function `key -> position`, called for each
-        chain. A posterior finds its own starts, and also takes a dict of constrained values.
+        chain. A posterior finds its own starts, and takes both as dicts of constrained values, or "pathfinder" or
+        "laplace": each chain starts at a draw of that approximation (`inference.vi`), in the bulk from the first step
+        on, but no wider apart than the approximation is, so that R-hat sees less of what the chains do not find. For a
+        log density `initial=vi.pathfinder(log_density, start, key).initial` does the same.
       algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
         in the warm-up, with the metric that `mcmc.pick_metric` picks; `partial(mcmc.warmup, mcmc.nuts,
-        target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; or a ready algorithm (anything
-        with `init` and `step`, ours or BlackJAX's).
+        target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; another warm-up, such as
+        `mcmc.chees`, `mcmc.meads` or `partial(mcmc.tempering_warmup, kernel, hottest=0.01)`; or a ready algorithm
+        (anything with `init` and `step`, ours or BlackJAX's).
       chains: number of chains, over all devices.
       warmup: steps of tuning that are not kept; None for what suits the number of chains that learn together
-        (`mcmc.pick_num_steps`: 1,000 for one, 400 for four), and 0 for a ready algorithm.
+        (`mcmc.pick_num_steps`: 1,000 for one, 400 for four), the default of another warm-up, and 0 for a ready
+        algorithm.
       draws: draws kept of each chain (the most, if there is an `until`).
       thin: steps for one draw kept.
       keep: names to keep; None for all. Statistics are made online of what is kept.
@@ -308,7 +314,8 @@ class _Plan:
         for name, leaf in core.named_leaves(core.position_of(state)):
             if not np.isfinite(leaf[chain]).all():
                 return core.bad_value("sample", f"initial, {name!r},", _first_bad(leaf[chain]), "finite numbers")
-        if np.isfinite(log_density):
+        finite = np.isfinite(log_density)  # several where a state is of walkers or of replicas
+        if finite.all():
             for name, leaf in core.named_leaves(getattr(state, "log_density_gradient", ())):
                 if not np.isfinite(leaf[chain]).all():
                     return core.bad_value(
@@ -318,6 +325,8 @@ class _Plan:
                         "a finite gradient",
                         "Look for a sqrt, log or where whose derivative is infinite there",
                     )
+        else:
+            log_density = _first_bad(log_density)
         tried = "" if self.positions is not None else f" (chain {chain}, {STARTS} starts drawn)"
         return core.bad_value(
             "sample",
@@ -349,11 +358,13 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: boo
             "a position to start from",
             "A bare log density has no shape of its own: pass initial=position, or initial=lambda key: position",
         )
-    if callable(initial):
+    if isinstance(initial, str):
+        each = approximate_starts(target, initial, key, chains)
+    elif callable(initial):
         each = [initial(_program.start_key(core.fold(key, chain), 0)) for chain in range(chains)]
     else:
         each = [initial] * chains
-    if hasattr(target, "unconstrain"):
+    if hasattr(target, "unconstrain") and not isinstance(initial, str):
         each = [target.unconstrain(values) for values in each]
     if not jax.tree.leaves(each[0]):
         raise core.bad_value("sample", "initial", initial, "a pytree with at least one array")
@@ -363,7 +374,7 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: boo
 
 
 def _arrays(position: Any) -> Any:
-    return jax.tree.map(lambda x: core.as_float(x) if np.issubdtype(np.result_type(x), np.floating) else x, position)
+    return jax.tree.map(lambda x: core.as_float(x) if _program._is_float(x) else x, position)
 
 
 def _restore(job: Job, plan: _Plan, folder: Path) -> None:

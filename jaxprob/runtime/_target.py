@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -97,82 +98,128 @@ WARMUP = 1000  # steps of tuning, where nothing better is known
 
 @dataclass(frozen=True)
 class WithWarmup:
-    """Builds a kernel that tunes itself for `warmup` steps and is frozen afterwards. Hashable.
+    """Builds an algorithm that tunes itself for `warmup` steps and stands still afterwards. Hashable.
 
     Attributes:
-      kernel: a factory such as `mcmc.nuts`.
+      tuning: a factory of a warm-up: `mcmc.warmup`, `mcmc.chees`, or any with arguments `log_density`, `num_steps` and
+        `axis_name`, and `kernel` if it takes one, that makes an algorithm whose state is a `core.Shared`.
+      kernel: a factory such as `mcmc.nuts`; None where the warm-up has its own.
       warmup: steps that tune.
       kernel_options: of the kernel, by name.
-      options: of the warm-up, by name; what it does not know itself goes to the kernel.
+      options: of the warm-up, by name; what `mcmc.warmup` does not know itself goes to the kernel.
       shared: what its state is known to be, a `core.Shared`.
     """
 
     shared: ClassVar[bool] = True
-    kernel: Callable[..., core.Algorithm]
+    tuning: Callable[..., core.Algorithm]
+    kernel: Callable[..., core.Algorithm] | None
     warmup: int
     kernel_options: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, target: Any, axis_name: Any) -> Any:
-        """The warm-up of a target's kernel, an algorithm."""
-        from jaxprob.inference import mcmc
+        """The warm-up for a target, an algorithm."""
+        return self.tuning(**self.arguments(target.log_density, axis_name))
 
-        kernel = functools.partial(self.kernel, **dict(self.kernel_options))
-        warm = mcmc.warmup(kernel, target.log_density, num_steps=self.warmup, axis_name=axis_name, **dict(self.options))
-        return warm
+    def arguments(self, log_density: Any, axis_name: Any) -> dict[str, Any]:
+        """What the factory of the warm-up is called with."""
+        given = dict(self.options) | {"num_steps": self.warmup, "axis_name": axis_name}
+        if self.kernel is not None:
+            given["kernel"] = functools.partial(self.kernel, **dict(self.kernel_options))
+        # Whoever splits the density into prior and likelihood has given it already.
+        return given if "log_likelihood" in given else given | {"log_density": log_density}
 
     def interruptible(self, target: Any) -> bool:
         """Whether the kernel is made of moves."""
+        from jaxprob.inference import mcmc
+
+        if self.tuning is not mcmc.warmup or self.kernel is None:
+            return False
         options = {"step_size": 1.0, "inverse_mass_matrix": 1.0, **dict(self.kernel_options)}
         return isinstance(self.kernel(target.log_density, **options), core.Interruptible)
 
     @property
     def aims(self) -> dict[str, Any]:
         """What a diagnosis should hold the run against."""
+        takes = {**_parameters(self.kernel), **_parameters(self.tuning)}
+        given = {name: x.default for name, x in takes.items()} | dict(self.kernel_options) | dict(self.options)
         known = ("target_acceptance", "max_tree_depth")
-        return {name: value for name, value in self.kernel_options + self.options if name in known}
+        return {name: given[name] for name in known if isinstance(given.get(name), (int, float))}
 
 
 def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chains: int) -> WithWarmup:
-    """The builder for `mcmc.nuts`, `partial(mcmc.nuts, max_tree_depth=8)`, `partial(mcmc.warmup, mcmc.nuts, ...)`.
+    """The builder for what makes a kernel, tuned by `mcmc.warmup`, or for what makes a warm-up, with its options.
 
-    A partial is taken apart: two that are written alike are the same program.
+    `mcmc.nuts`, `partial(mcmc.nuts, max_tree_depth=8)`, `partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.9)`,
+    `mcmc.chees`: a warm-up is what takes `num_steps` and `axis_name`. A partial is taken apart: two that are written
+    alike are the same program.
 
     Args:
-      factory: what makes the kernel.
-      warmup: steps that tune; None for what suits the number of chains.
+      factory: what makes the kernel or the warm-up.
+      warmup: steps that tune; None for what suits the number of chains, or the default of another warm-up.
       size: scalars in a position.
       chains: how many learn together.
     """
     from jaxprob.inference import mcmc
 
-    kernel, arguments, kernel_options = _apart(factory)
-    options: dict[str, Any] = {}
-    if kernel is mcmc.warmup:
-        options = kernel_options
-        kernel = arguments[0] if arguments else options.pop("kernel", mcmc.nuts)
+    tuning, arguments, options = _apart(factory)
+    kernel: Any = None
+    kernel_options: dict[str, Any] = {}
+    takes = _parameters(tuning)
+    if not {"num_steps", "axis_name"} <= takes.keys():
+        tuning, arguments, options, takes = mcmc.warmup, (factory,), {}, _parameters(mcmc.warmup)
+    if "kernel" in takes:
+        usual = mcmc.nuts if tuning is mcmc.warmup else None
+        kernel, *rest = arguments or (options.pop("kernel", usual),)
         kernel, arguments, kernel_options = _apart(kernel)
-    estimate = options.get("estimate", "fisher")
+        arguments = (*rest, *arguments)
+    if tuning is mcmc.warmup:
+        estimate = options.get("estimate", "fisher")
+        if warmup is None:
+            warmup = mcmc.pick_num_steps(chains) if estimate == "fisher" and kernel in (mcmc.nuts, mcmc.hmc) else WARMUP
+        if options.get("metric", "auto") == "auto":
+            options["metric"] = mcmc.pick_metric(size, chains, warmup, estimate)
     if warmup is None:
-        warmup = mcmc.pick_num_steps(chains) if estimate == "fisher" and kernel in (mcmc.nuts, mcmc.hmc) else WARMUP
-    if options.get("metric", "auto") == "auto":
-        options["metric"] = mcmc.pick_metric(size, chains, warmup, estimate)
-    built = WithWarmup(kernel, warmup, tuple(sorted(kernel_options.items())), tuple(sorted(options.items())))
-    if arguments or "num_steps" in options:
-        got = f"{describe_algorithm(built)} with {len(arguments)} arguments by place"
+        default = takes["num_steps"].default
+        warmup = WARMUP if default is inspect.Parameter.empty else default
+    built = WithWarmup(tuning, kernel, warmup, tuple(sorted(kernel_options.items())), tuple(sorted(options.items())))
+    _check(built, arguments)
+    return built
+
+
+def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # a callable that does not say what it takes
+        return {}
+
+
+def _check(built: WithWarmup, places: tuple[Any, ...]) -> None:
+    """Raises a `ValueError` unless a warm-up can be made with the options given, none of them by place."""
+    from jaxprob.inference import mcmc
+
+    def bad(said: str, expected: str, todo: str) -> ValueError:
+        return core.bad_value("sample", "algorithm", describe_algorithm(built) + said, expected, todo)
+
+    options, kernel_options = dict(built.options), dict(built.kernel_options)
+    if places or {"num_steps", "axis_name"} & options.keys():
         todo = "Set the length of the warm-up by sample(..., warmup=...)"
-        raise core.bad_value("sample", "algorithm", got, "a factory with its options by name", todo)
-    tuned = sorted({"step_size", "inverse_mass_matrix"} & {*kernel_options, *options})
+        raise bad(f" with {len(places)} arguments by place", "a factory with its options by name", todo)
+    # A tempered kernel may keep the step size it was given.
+    fixed = options if built.tuning is mcmc.tempering_warmup else {**options, **kernel_options}
+    tuned = sorted({"step_size", "inverse_mass_matrix"} & fixed.keys())
     if tuned:
         todo = "Begin elsewhere with partial(mcmc.warmup, mcmc.nuts, initial_step_size=...), or pass a ready algorithm"
-        got = f"{describe_algorithm(built)}, which fixes {' and '.join(tuned)}"
-        raise core.bad_value("sample", "algorithm", got, "a factory whose step size and metric are tuned", todo)
+        raise bad(f", which fixes {' and '.join(tuned)}", "a factory whose step size and metric are tuned", todo)
+    try:
+        inspect.signature(built.tuning).bind(**built.arguments(None, None))
+    except TypeError as error:
+        raise bad(f" with {error}", "options that it takes", "") from None
     try:
         hash(built)
     except TypeError:
-        got, todo = describe_algorithm(built), "For arrays, write a function of the log density that calls the factory"
-        raise core.bad_value("sample", "algorithm", got, "options that are numbers or strings", todo) from None
-    return built
+        todo = "For arrays, write a function of the log density that calls the factory"
+        raise bad("", "options that are numbers or strings", todo) from None
 
 
 def _apart(factory: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -197,14 +244,23 @@ class AsGiven:
 
 
 def describe_algorithm(algorithm: Any) -> str:
-    """A short name for messages and `meta.json`: "nuts", "nuts(max_tree_depth=8)", "algorithm of blackjax"."""
+    """A short name for messages and `meta.json`: "nuts", "nuts(max_tree_depth=8)", "chees", "algorithm of blackjax"."""
     if isinstance(algorithm, WithWarmup):
-        options = ", ".join(
-            f"{name}={core.describe(value)}" for name, value in algorithm.kernel_options + algorithm.options
-        )
-        return describe_algorithm(algorithm.kernel) + (f"({options})" if options else "")
+        from jaxprob.inference import mcmc
+
+        if algorithm.tuning is mcmc.warmup:
+            return _called(algorithm.kernel, algorithm.kernel_options + algorithm.options)
+        inner = () if algorithm.kernel is None else (_called(algorithm.kernel, algorithm.kernel_options),)
+        return _called(algorithm.tuning, algorithm.options, *inner)
     if isinstance(algorithm, AsGiven):
         return describe_algorithm(algorithm.algorithm)
     if hasattr(algorithm, "step") and hasattr(algorithm, "init"):
         return f"an algorithm of {getattr(algorithm.step, '__module__', 'unknown').split('.')[0]}"
     return getattr(algorithm, "__name__", type(algorithm).__name__)
+
+
+def _called(function: Any, options: tuple[tuple[str, Any], ...], *inner: str) -> str:
+    """How a call with these options is written, by name."""
+    shown = (f"{name}={getattr(value, '__name__', core.describe(value))}" for name, value in options)
+    inside = ", ".join((*inner, *shown))
+    return describe_algorithm(function) + (f"({inside})" if inside else "")

@@ -397,7 +397,7 @@ def test_state_is_a_pytree_of_one_dtype(x64):
 
 def test_bad_arguments():
     make = partial(mcmc.warmup, mcmc.nuts, lambda q: -0.5 * q**2)
-    with pytest.raises(ValueError, match="warmup: metric is 'full'; expected 'auto', 'diagonal' or 'dense'"):
+    with pytest.raises(ValueError, match="warmup: metric is 'full'; expected 'auto', 'diagonal', 'dense', 'low"):
         make(metric="full")
     with pytest.raises(ValueError, match="warmup: estimate is 'draws'; expected 'fisher' or 'covariance'"):
         make(estimate="draws")

@@ -1,5 +1,6 @@
 """Markov chain Monte Carlo: Hamiltonian kernels, their warm-up, and Metropolis-Hastings."""
 
+from jaxprob.inference.mcmc._block_metric import BlockMetric as BlockMetric
 from jaxprob.inference.mcmc._block_metropolis import Block as Block
 from jaxprob.inference.mcmc._block_metropolis import block_metropolis as block_metropolis
 from jaxprob.inference.mcmc._chees import TrajectoryShared as TrajectoryShared
@@ -50,6 +51,7 @@ from jaxprob.inference.mcmc._learned_proposal import TrainedProposal as TrainedP
 from jaxprob.inference.mcmc._learned_proposal import joint_categorical_network as joint_categorical_network
 from jaxprob.inference.mcmc._learned_proposal import mixture_density_network as mixture_density_network
 from jaxprob.inference.mcmc._learned_proposal import train_proposal as train_proposal
+from jaxprob.inference.mcmc._low_rank_metric import LowRankMetric as LowRankMetric
 from jaxprob.inference.mcmc._mclmc import AdjustedMCLMCInfo as AdjustedMCLMCInfo
 from jaxprob.inference.mcmc._mclmc import MCLMCInfo as MCLMCInfo
 from jaxprob.inference.mcmc._mclmc import MCLMCState as MCLMCState
@@ -80,6 +82,8 @@ from jaxprob.inference.mcmc._schedules import polynomial_schedule as polynomial_
 from jaxprob.inference.mcmc._slice import SliceInfo as SliceInfo
 from jaxprob.inference.mcmc._slice import coordinate_slice as coordinate_slice
 from jaxprob.inference.mcmc._slice import hit_and_run_slice as hit_and_run_slice
+from jaxprob.inference.mcmc._step_size_warmup import StepSizeShared as StepSizeShared
+from jaxprob.inference.mcmc._step_size_warmup import step_size_warmup as step_size_warmup
 from jaxprob.inference.mcmc._stochastic_gradient import PSGLDState as PSGLDState
 from jaxprob.inference.mcmc._stochastic_gradient import SGLDState as SGLDState
 from jaxprob.inference.mcmc._stochastic_gradient import StochasticGradientInfo as StochasticGradientInfo

@@ -123,7 +123,8 @@ def discrete_langevin(
     Args:
       log_density: as of `gibbs_with_gradients`.
       num_categories: as of `gibbs_with_gradients`.
-      step_size: (), alpha; an array or a tracer. Small ones change few sites.
+      step_size: (), alpha; an array or a tracer. Small ones change few sites. `step_size_warmup` tunes it, for an
+        acceptance rate of 0.5 to 0.6.
       adjusted: whether to accept or reject by Metropolis-Hastings (DMALA), which makes it exact. Without (DULA) every
         proposal is taken that has a density, and the law of the draws is off by more the larger the step size.
       one_hot: as of `gibbs_with_gradients`; |y_i - x_i|^2 is then 2 for any change.

@@ -24,6 +24,7 @@ from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc._metropolis import MetropolisState
+from jaxprob.inference.mcmc._numbers import known_number
 
 
 class EnsembleState(NamedTuple):
@@ -84,7 +85,7 @@ def stretch(log_density: core.LogDensity, scale: Any = 2.0) -> core.Algorithm:
 
     Source: Goodman & Weare (2010), equations 7 to 10.
     """
-    scale = _as_number("stretch", "scale", scale, lambda x: 1 < x < math.inf, "a finite number above one")
+    scale = known_number("stretch", "scale", scale, lambda x: 1 < x < math.inf, "a finite number above one")
 
     def move(key: core.Key, walkers: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
         half, size = walkers.shape
@@ -127,8 +128,8 @@ def differential_evolution(log_density: core.LogDensity, gamma: Any = None, sigm
     """
     name = "differential_evolution"
     if gamma is not None:
-        gamma = _as_number(name, "gamma", gamma, lambda x: 0 < x < math.inf, "a finite number above zero, or None")
-    sigma = _as_number(name, "sigma", sigma, lambda x: 0 <= x < math.inf, "a finite number of at least zero")
+        gamma = known_number(name, "gamma", gamma, lambda x: 0 < x < math.inf, "a finite number above zero, or None")
+    sigma = known_number(name, "sigma", sigma, lambda x: 0 <= x < math.inf, "a finite number of at least zero")
 
     def move(key: core.Key, walkers: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
         half, size = walkers.shape
@@ -185,19 +186,6 @@ def _move(
         return new, info.acceptance_rate
 
     return jax.vmap(accept)(jnp.arange(half), moving, proposals, corrections)
-
-
-def _as_number(name: str, argument: str, value: Any, possible: Callable[[float], bool], expected: str) -> jax.Array:
-    """A scalar array; raises a `ValueError` unless it is one number that is possible, where it is known."""
-    if isinstance(value, jax.core.Tracer):
-        array, fine = core.as_float(value), True
-    else:
-        with jax.ensure_compile_time_eval():
-            array = core.as_float(value)
-            fine = array.ndim == 0 and possible(float(array))
-    if array.ndim or not fine:
-        raise core.bad_value(name, argument, array, expected)
-    return array
 
 
 def _check_walkers(name: str, position: Any, fewest: int) -> None:

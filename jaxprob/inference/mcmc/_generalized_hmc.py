@@ -18,10 +18,11 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc._chees import alone
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
-from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._numbers import known_number
 
 
 class GeneralizedHMCState(NamedTuple):
@@ -100,8 +101,10 @@ def generalized_hmc(
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, base)
         kept = persistence.astype(flat.dtype)
         noise = jax.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
-        # As a product, for a persistence near one: rounding kept^2 would give the momentum another variance.
-        momentum = kept * state.momentum + jnp.sqrt((1 - kept) * (1 + kept)) * noise
+        # As a product, for a persistence near one: rounding kept^2 would give the momentum another variance. Each
+        # product is rounded before the sum, so that all programs agree.
+        fresh = alone(jnp.sqrt((1 - kept) * (1 + kept)) * noise)
+        momentum = alone(kept * state.momentum) + fresh
         first = hamiltonian.start(flat, scale, momentum, base)
         if drift is None:
             level = jax.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)

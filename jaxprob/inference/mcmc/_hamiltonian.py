@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.inference.mcmc._log_density import LogDensity
 from jaxprob.inference.mcmc._metric import Metric, check_size
+from jaxprob.inference.mcmc._numbers import known_number
 
 DIVERGENCE = 1000.0  # an energy error above this is a divergence, as in Stan
 ROUNDING = 4.0  # relative error of an energy, in units of the machine epsilon
@@ -111,15 +112,8 @@ def flatten(log_density: LogDensity, position: Any) -> Flat:
 
 def as_step_size(step_size: Any, function: str, argument: str = "step_size") -> jax.Array:
     """A step size as a scalar array; raises a `ValueError` unless it is one number above zero, where it is known."""
-    if isinstance(step_size, jax.core.Tracer):
-        array, possible = core.as_float(step_size), True
-    else:
-        with jax.ensure_compile_time_eval():
-            array = core.as_float(step_size)
-            possible = array.ndim == 0 and 0 < float(array) < math.inf
-    if array.ndim or not possible:
-        raise core.bad_value(function, argument, array, "one finite number above zero")
-    return array
+    expected = "one finite number above zero"
+    return known_number(function, argument, step_size, lambda size: 0 < size < math.inf, expected)
 
 
 def prepare(

@@ -7,7 +7,6 @@ conceptual introduction to Hamiltonian Monte Carlo", for the choice from the who
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc._hamiltonian import Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
-from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._numbers import known_number, known_range
 
 
 class HMCInfo(NamedTuple):
@@ -84,7 +83,7 @@ def hmc(
     target = as_log_density(log_density, "hmc")
     step_size = hamiltonian.as_step_size(step_size, "hmc")
     metric = as_metric(inverse_mass_matrix, "hmc")
-    least, most = _as_range(num_integration_steps)
+    least, most = known_range("hmc", "num_integration_steps", num_integration_steps)
     # An array counts as jitter even where it is 0, so that it draws the same numbers as the tracer it may become.
     varied = least < most or not isinstance(jitter, (int, float)) or jitter != 0
     jitter = known_number("hmc", "jitter", jitter, lambda share: 0 <= share < 1, "a number from 0 to below 1")
@@ -122,15 +121,6 @@ def hmc(
         return State(flat.unravel(chosen.position), chosen.log_density, flat.unravel(chosen.gradient)), info
 
     return core.Algorithm(init, step)
-
-
-def _as_range(number: Any) -> tuple[int, int]:
-    """The least and the greatest number of steps."""
-    pair = number if isinstance(number, tuple) else (number, number)
-    if len(pair) != 2 or not all(isinstance(n, Integral) for n in pair) or not 1 <= pair[0] <= pair[1]:
-        want = "an integer of at least 1, or a pair of them in order"
-        raise core.bad_value("hmc", "num_integration_steps", core.describe(number), want)
-    return int(pair[0]), int(pair[1])
 
 
 Outcome = tuple[Point, jax.Array, jax.Array, jax.Array]  # the new point, its energy, acceptance rate, diverging

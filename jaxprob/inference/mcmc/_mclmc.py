@@ -22,7 +22,7 @@ from jaxprob.inference.mcmc import _isokinetic as isokinetic
 from jaxprob.inference.mcmc._hamiltonian import Point, State
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
-from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._numbers import known_number, known_range
 
 
 class MCLMCState(NamedTuple):
@@ -201,7 +201,7 @@ def adjusted_mclmc(
     step_size = hamiltonian.as_step_size(step_size, name)
     metric = as_metric(inverse_mass_matrix, name)
     kicks = isokinetic.as_kicks(integrator, name)
-    low, high = _range(num_integration_steps, name)
+    low, high = known_range(name, "num_integration_steps", num_integration_steps)
 
     def init(position: Any, key: core.Key) -> State:
         _check_size(position, name)
@@ -240,11 +240,3 @@ def _check_size(position: Any, function: str) -> None:
     if core.size(position) < 2:
         todo = "On a line a direction cannot turn; use nuts or hmc"
         raise core.bad_value(function, "position", f"of {core.size(position)} scalars", "two or more", todo)
-
-
-def _range(number: Any, function: str) -> tuple[int, int]:
-    low, high = number if isinstance(number, tuple) and len(number) == 2 else (number, number)
-    if not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
-        expected = "an integer of at least 1, or two of them, the smaller one first"
-        raise core.bad_value(function, "num_integration_steps", core.describe(number), expected)
-    return low, high

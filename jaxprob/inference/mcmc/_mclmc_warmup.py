@@ -24,7 +24,7 @@ from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._mclmc import MCLMCInfo, mclmc
 from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._metric_estimation import Window
-from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, gather, spread_of, window_end_of
 from jaxprob.inference.mcmc._welford import Moments
 

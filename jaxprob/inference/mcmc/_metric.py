@@ -34,20 +34,21 @@ class Metric:
         """L z, the velocity of a whitened momentum (size,)."""
         if self.factor.ndim < 2:
             return self.factor * momentum
-        return _product(momentum, self.factor.T)
+        return product(momentum, self.factor.T)
 
     def force(self, gradient: jax.Array) -> jax.Array:
         """L'g, the force on a whitened momentum where the log density has the gradient g (size,)."""
         if self.factor.ndim < 2:
             return self.factor * gradient
-        return _product(gradient, self.factor)
+        return product(gradient, self.factor)
 
     def astype(self, dtype: Any) -> Metric:
         """The same metric in another dtype."""
         return Metric(self.factor.astype(dtype))
 
 
-def _product(vector: jax.Array, matrix: jax.Array) -> jax.Array:
+def product(vector: jax.Array, matrix: jax.Array) -> jax.Array:
+    """vector' matrix, with bits that do not depend on how many chains are mapped together."""
     if vector.size <= LARGE:
         return core.ordered_dot(jnp.expand_dims(vector, 1), matrix)
     # A chain alone would be a product with a vector, which adds in another order than the product of matrices that

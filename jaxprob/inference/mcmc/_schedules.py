@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.inference.mcmc._hamiltonian import as_step_size
+from jaxprob.inference.mcmc._numbers import known_number
 
 Schedule: TypeAlias = Callable[[jax.Array], jax.Array]
 
@@ -140,18 +141,3 @@ def _cycle_length(length: Any, function: str) -> jax.Array:
         raise core.bad_value(function, "cycle_length", length, wanted)
     known_number(function, "cycle_length", length, lambda number: number >= 1, wanted)
     return jnp.asarray(length, jnp.int32)
-
-
-def known_number(
-    function: str, argument: str, value: Any, possible: Callable[[float], bool], expected: str
-) -> jax.Array:
-    """A number as a scalar array; raises a `ValueError` unless it is one, and a possible one where it is known."""
-    if isinstance(value, jax.core.Tracer):
-        array, fine = core.as_float(value), True
-    else:
-        with jax.ensure_compile_time_eval():
-            array = core.as_float(value)
-            fine = array.ndim == 0 and possible(float(array))
-    if array.ndim or not fine:
-        raise core.bad_value(function, argument, array, expected)
-    return array

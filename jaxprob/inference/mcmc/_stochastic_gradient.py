@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.inference.mcmc._hamiltonian import as_step_size
 from jaxprob.inference.mcmc._metric import Metric, as_metric, check_size
-from jaxprob.inference.mcmc._schedules import Schedule, known_number
+from jaxprob.inference.mcmc._numbers import known_number
+from jaxprob.inference.mcmc._schedules import Schedule
 
 
 class SGLDState(NamedTuple):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _stochastic_gradient as stochastic
-from jaxprob.inference.mcmc._schedules import known_number
+from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.mcmc._stochastic_gradient import Place, Settings
 
 

@@ -19,14 +19,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import core
+from jaxprob.inference.mcmc import _block_metric as block_metric
 from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
+from jaxprob.inference.mcmc import _low_rank_metric as low_rank_metric
 from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
 from jaxprob.inference.mcmc._dual_averaging import DualAveraging
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import Metric
-from jaxprob.inference.mcmc._metric_estimation import Window
 
+METRICS = ("auto", "diagonal", "dense", "low-rank", "block")
 LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
 FAR = 10  # a log density so much below the best, and 5 more for each dimension, is no draw's of the posterior
 FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
@@ -81,7 +83,7 @@ class WarmupShared(NamedTuple):
     schedule: Schedule
     windows: jax.Array
     window_end: jax.Array
-    window: Window
+    window: Any
     best: jax.Array
     averaging: DualAveraging
     step_size: jax.Array
@@ -156,6 +158,8 @@ def warmup(
     num_steps: int = 1000,
     target_acceptance: Any = 0.85,
     metric: str = "auto",
+    rank: int | None = None,
+    blocks: Sequence[str | Sequence[str]] | None = None,
     estimate: str = "fisher",
     initial_step_size: Any = 1.0,
     axis_name: str | Sequence[str] | None = None,
@@ -175,7 +179,10 @@ def warmup(
       num_steps: transitions that tune; at the end of them the tuning stands still.
       target_acceptance: (), acceptance rate that the step size aims at. More than Stan's 0.8: it costs hardly anything
         on smooth targets, and narrow places (the neck of a funnel) are missed less often.
-      metric: "diagonal", "dense", or "auto" for what `pick_metric` picks.
+      metric: "diagonal", "dense", "low-rank" (a diagonal and a few directions, for many dimensions of which few hang
+        together), "block" (dense within `blocks`, diagonal elsewhere), or "auto" for what `pick_metric` picks.
+      rank: directions of a low-rank metric at most, 16 by default. The window remembers ten draws for each.
+      blocks: of a block metric: each a name of a leaf of the position, or a tuple of such names.
       estimate: "fisher" learns it from draws and their gradients, which takes few draws; "covariance" from the draws
         alone, as Stan does, and so does a kernel whose state has no gradient.
       initial_step_size: (), where the search begins; too large costs less than too small.
@@ -187,8 +194,8 @@ def warmup(
 
     Raises:
       TypeError: if `log_density` is no function.
-      ValueError: for an unknown metric, a negative number of steps, a target outside (0, 1), or a step size that is
-        not above zero.
+      ValueError: for an unknown metric, one without what it needs, a negative number of steps, a target outside (0, 1),
+        or a step size that is not above zero.
 
     >>> from jaxprob.inference import mcmc
     >>> tuning = warmup(mcmc.nuts, lambda q: -0.5 * (q**2).sum(), num_steps=20)
@@ -199,16 +206,16 @@ def warmup(
     Source: Hoffman & Gelman (2014), algorithm 6, for the step size; Stan reference manual for the windows.
     """
     target = as_log_density(log_density, "warmup")
-    if metric not in ("auto", "diagonal", "dense"):
-        raise core.bad_value("warmup", "metric", core.describe(metric), "'auto', 'diagonal' or 'dense'")
     if estimate not in ("fisher", "covariance"):
         raise core.bad_value("warmup", "estimate", core.describe(estimate), "'fisher' or 'covariance'")
+    _check_metric(metric, rank, blocks, estimate)
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
     if not isinstance(target_acceptance, jax.core.Tracer) and not 0 < target_acceptance < 1:
         raise core.bad_value("warmup", "target_acceptance", target_acceptance, "a number between 0 and 1")
     initial_step_size = hamiltonian.as_step_size(initial_step_size, "warmup")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    _check_kernel(kernel)
     takes = {name for name in ("tree_depth_limit", "descend") if name in inspect.signature(kernel).parameters} - {
         *options
     }
@@ -221,18 +228,29 @@ def warmup(
         picked = metric
         if metric == "auto":
             picked = pick_metric(flat.size, gather(jnp.zeros(()), axes).shape[0], num_steps, estimate)
-        dense, unit = picked == "dense", jnp.ones((flat.size,), flat.dtype)
-        scale = Metric(jnp.diag(unit) if dense else unit)
         step_size = initial_step_size.astype(flat.dtype)
-        kernel_state = build(step_size, scale).init(position, key)
+        kernel_state = build(step_size, Metric(jnp.ones((), flat.dtype))).init(position, key)
         fisher = estimate == "fisher" and _gradient(kernel_state, flat.dtype) is not None
+        window: Any
+        scale: Any
+        if picked == "low-rank":
+            if not fisher:
+                got = "'low-rank' for a kernel whose state has no log_density_gradient"
+                raise core.bad_value("warmup", "metric", got, "'diagonal' or 'dense'")
+            window, scale = low_rank_metric.start(flat.size, flat.dtype, low_rank_metric.RANK if rank is None else rank)
+        elif picked == "block":
+            window, scale = block_metric.start(position, flat.dtype, blocks, fisher)
+        else:
+            dense, unit = picked == "dense", jnp.ones((flat.size,), flat.dtype)
+            window, scale = metric_estimation.start(flat.size, flat.dtype, dense, fisher), Metric(unit)
+            scale = Metric(jnp.diag(unit)) if dense else scale
         plan = jax.tree.map(jnp.int32, schedule(num_steps, fisher))
         shared = WarmupShared(
             transitions=jnp.int32(0),
             schedule=plan,
             windows=jnp.int32(0),
             window_end=window_end_of(plan, plan.start, 0),
-            window=metric_estimation.start(flat.size, flat.dtype, dense, fisher),
+            window=window,
             best=jnp.asarray(-jnp.inf, flat.dtype),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
@@ -294,7 +312,7 @@ def warmup(
     def learn(shared: WarmupShared) -> WarmupShared:
         # A window in which the chains were still on their way goes on a little.
         longer = shared.transitions + shared.schedule.window
-        few = (shared.window.positions.number < metric_estimation.FEWEST) & (longer <= shared.schedule.stop)
+        few = (shared.window.number < metric_estimation.FEWEST) & (longer <= shared.schedule.stop)
         return lax.cond(few, lambda shared: shared._replace(window_end=longer), close, shared)
 
     def close(shared: WarmupShared) -> WarmupShared:
@@ -315,6 +333,32 @@ def warmup(
         return build(jnp.where(unfinished, jnp.exp(shared.averaging.log_average), shared.step_size), shared.metric)
 
     return Warmup(init, step, finish)
+
+
+def _check_kernel(kernel: Any) -> None:
+    """Raises a `ValueError` for a factory that has nothing to tune."""
+    accepts = inspect.signature(kernel).parameters
+    missing = [name for name in ("step_size", "inverse_mass_matrix") if name not in accepts]
+    if missing and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepts.values()):
+        name = getattr(getattr(kernel, "func", kernel), "__name__", core.describe(kernel))
+        got, want = f"{name}, which takes no {' and no '.join(missing)}", "a factory with a step size and a metric"
+        raise core.bad_value("warmup", "kernel", got, want, "step_size_warmup tunes kernels without a metric")
+
+
+def _check_metric(metric: Any, rank: Any, blocks: Any, estimate: str) -> None:
+    """Raises a `ValueError` for a metric that is unknown, or with options that are another's."""
+    if metric not in METRICS:
+        raise core.bad_value(
+            "warmup", "metric", core.describe(metric), "'auto', 'diagonal', 'dense', 'low-rank' or 'block'"
+        )
+    if metric == "low-rank" and estimate != "fisher":
+        raise core.bad_value("warmup", "estimate", core.describe(estimate), "'fisher' for a low-rank metric")
+    if rank is not None and (metric != "low-rank" or isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+        want = "an integer of at least 0, with metric='low-rank'"
+        raise core.bad_value("warmup", "rank", f"{core.describe(rank)} with metric={metric!r}", want)
+    if (blocks is None) != (metric != "block") or isinstance(blocks, str):
+        want = "a tuple of names of leaves, or of tuples of them, with metric='block'"
+        raise core.bad_value("warmup", "blocks", f"{core.describe(blocks)} with metric={metric!r}", want)
 
 
 def spread_of(size: int) -> int:

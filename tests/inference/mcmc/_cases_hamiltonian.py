@@ -34,7 +34,7 @@ CASES = [
         partial(mcmc.hmc, step_size=0.6, inverse_mass_matrix=DENSE, num_integration_steps=3),
         ("skewed",),
     ),
-    case("hmc, jittered", partial(mcmc.hmc, step_size=0.5, num_integration_steps=(2, 7), jitter=0.3), ("skewed",)),
+    case("hmc, jittered", partial(mcmc.hmc, step_size=0.65, num_integration_steps=(2, 7), jitter=0.3), ("skewed",)),
     case(
         "hmc, multinomial",
         partial(mcmc.hmc, step_size=0.7, num_integration_steps=4, multinomial=True),
@@ -42,7 +42,7 @@ CASES = [
     ),
     case(
         "generalized hmc",
-        partial(mcmc.generalized_hmc, step_size=0.6, persistence=0.7, num_integration_steps=2),
+        partial(mcmc.generalized_hmc, step_size=0.7, persistence=0.7, num_integration_steps=2),
         ("skewed", "mixture"),
         steps=4000,
     ),

@@ -1,0 +1,25 @@
+"""The filter as a loop over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxprob import scan
+from jaxprob.inference.kalman._square_root import Moments, Seen, observe, predict
+from jaxprob.inference.kalman._steps import Step, Steps
+
+
+def advance(moments: Moments, step: Step) -> tuple[Moments, Moments, Seen]:
+    """From the prediction of a time to that of the next; the filtered moments; and what was seen."""
+    filtered, seen = observe(moments, step.emission, step.emission_covariance, step.values, step.seen)
+    return predict(filtered, step.dynamics, step.dynamics_offset, step.dynamics_root), filtered, seen
+
+
+def run(steps: Steps, keep: bool = True, start: Moments | None = None) -> tuple[Any, Any, Seen]:
+    """Predicted and filtered moments and what was seen, time leading; None for the moments unless they are kept."""
+
+    def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
+        after, filtered, seen = advance(moments, steps.at(varying))
+        return after, (moments, filtered, seen) if keep else (None, None, seen)
+
+    return scan.scan(body, steps.start if start is None else start, steps.varying)[1]

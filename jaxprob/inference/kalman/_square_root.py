@@ -1,0 +1,253 @@
+"""Square roots of covariances, of any rank: what every filter and smoother here is made of.
+
+A root L is lower triangular, with columns of zeros for directions in which there is no variance. It is moved by
+rotations alone, so that no variance is ever the difference of two larger ones: float32 keeps its digits where noise
+spans twelve orders of magnitude, the initial state is known, or noise is singular.
+
+Source: Carlson (1973), "Fast triangular formulation of the square root filter"; Golub & Van Loan (2013), "Matrix
+computations", algorithm 5.2.6, for modified Gram-Schmidt.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprob import core
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+UNROLLED = 8  # rows up to which loops are written out, and products spelled out: XLA fuses them into a few kernels
+
+
+def product(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The product of two matrices, (n, k) and (k, c)."""
+    if one.shape[1] <= UNROLLED and one.shape[0] <= UNROLLED:
+        return jnp.sum(jnp.expand_dims(one, 2) * jnp.expand_dims(other, 0), 1)
+    return core.matmul(one, other)
+
+
+def loop(length: int, body: Any, carry: Any) -> Any:
+    """`carry = body(i, carry)` for each i, written out where there are few."""
+    if length > UNROLLED:
+        return lax.fori_loop(0, length, body, carry)
+    for index in range(length):
+        carry = body(index, carry)
+    return carry
+
+
+def triangularize(rows: jax.Array) -> jax.Array:
+    """The root L of A A^T: lower triangular, with a column of zeros for each row of A that depends on those above it.
+
+    Args:
+      rows: A, (n, k).
+
+    Returns:
+      (n, n). Derivatives of whatever depends on L L^T are right at any rank.
+    """
+    n = rows.shape[0]
+    if rows.shape[1] == 0 or n == 0:
+        return jnp.zeros((n, n), rows.dtype)
+    # What rounding leaves of a row that depends on others.
+    squares = jnp.sum(rows * rows, 1)
+    least = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2 * lax.stop_gradient(squares)
+
+    def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rest, factor = carry
+        row = rest[i]
+        square = jnp.sum(row * row)
+        independent = square > least[i]
+        direction = jnp.where(independent, row * lax.rsqrt(jnp.where(independent, square, 1)), 0)
+        along = jnp.sum(rest * jnp.expand_dims(direction, 0), 1)
+        along = jnp.where(jnp.arange(n) >= i, along, 0)
+        rest = rest - jnp.expand_dims(along, 1) * jnp.expand_dims(direction, 0)
+        return rest, factor.at[:, i].set(along)
+
+    if n > UNROLLED:
+        return loop(n, column, (rows, jnp.zeros((n, n), rows.dtype)))[1]
+    rest, columns = rows, []
+    for i in range(n):
+        rest, factor = column(i, (rest, jnp.zeros((n, n), rows.dtype)))
+        columns.append(factor[:, i])
+    return jnp.stack(columns, 1)
+
+
+def square_root(covariance: jax.Array) -> jax.Array:
+    """The root of a positive semi-definite matrix (n, n); NaN where it is not one beyond rounding."""
+    n = covariance.shape[0]
+    least = 8 * n * jnp.finfo(covariance.dtype).eps * lax.stop_gradient(jnp.diagonal(covariance))
+
+    def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rest, factor = carry
+        pivot = rest[i, i]
+        positive = pivot > least[i]
+        safe = jnp.where(positive, pivot, 1)
+        along = jnp.where(positive & (jnp.arange(n) >= i), rest[:, i] * lax.rsqrt(safe), 0)
+        along = jnp.where(pivot < -least[i], jnp.nan, along)
+        return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(along, 0), factor.at[:, i].set(along)
+
+    return loop(n, column, (covariance, jnp.zeros_like(covariance)))[1]
+
+
+def right_solve(factor: jax.Array, matrix: jax.Array) -> jax.Array:
+    """X with X L = B, for a root L (n, n) and B (k, n) whose rows are in the span of those of L.
+
+    Columns of zeros in L have zeros in X.
+    """
+    n = factor.shape[0]
+
+    def column(index: Any, solution: jax.Array) -> jax.Array:
+        i = n - 1 - index
+        pivot = factor[i, i]
+        known = jnp.sum(solution * jnp.expand_dims(factor[:, i], 0), 1)
+        there = jnp.abs(pivot) > 0
+        value = jnp.where(there, (matrix[:, i] - known) / jnp.where(there, pivot, 1), 0)
+        return solution.at[:, i].set(value)
+
+    return loop(n, column, jnp.zeros(matrix.shape, matrix.dtype))
+
+
+class Moments(NamedTuple):
+    """A normal law of the state, with columns of means.
+
+    Attributes:
+      mean: (n, 1 + d), the mean, and how it moves with each diffuse number.
+      factor: (n, n), root of the covariance.
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+
+
+class Seen(NamedTuple):
+    """What one number observed said.
+
+    Attributes:
+      innovation: (1 + d,), it less its prediction, divided by the standard deviation of that.
+      log_scale: (), log of that standard deviation times sqrt(2 pi): minus this and half the square of the innovation
+        make the log density. inf for a number that cannot be.
+    """
+
+    innovation: jax.Array
+    log_scale: jax.Array
+
+
+def observe_one(
+    moments: Moments, row: jax.Array, variance: jax.Array, value: jax.Array, seen: jax.Array
+) -> tuple[Moments, Seen]:
+    """Conditions on one number y = h x + N(0, r): Carlson's update of a triangular root.
+
+    The partial sums s_i = r + f_{i+1}^2 + ... + f_{n-1}^2 of f = L^T h are all positive terms, and
+
+        L+_i = sqrt(s_i / s_{i-1}) L_i - f_i / sqrt(s_i s_{i-1}) sum_{j > i} f_j L_j
+
+    is the root of L (I - f f^T / s) L^T; it is triangular, as L is.
+
+    Args:
+      moments: of the state.
+      row: h, (n,).
+      variance: r, ().
+      value: y, (1 + d,), the number, and zeros.
+      seen: (), bool; nothing changes where it is false.
+    """
+    mean, factor = moments
+    n = row.shape[0]
+    f = jnp.sum(factor * jnp.expand_dims(row, 1), 0)
+    squares = f * f
+    later = jnp.asarray(np.tril(np.ones((n, n), bool), -1), f.dtype)
+    if n <= UNROLLED:
+        below = variance + jnp.sum(later * jnp.expand_dims(squares, 1), 0)
+        gains = jnp.sum(jnp.expand_dims(factor * jnp.expand_dims(f, 0), 2) * jnp.expand_dims(later, 0), 1)
+    else:
+        below = variance + lax.cumsum(squares, reverse=True) - squares
+        gains = core.matmul(factor * jnp.expand_dims(f, 0), later)
+    above = below + squares
+    total = variance + jnp.sum(squares)
+    gain = jnp.sum(factor * jnp.expand_dims(f, 0), 1)
+    # Where nothing is uncertain so far, f is zero as well; and where the noise is none, the column becomes zero.
+    positive = below > 0
+    safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
+    kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
+    moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
+    new_factor = factor * jnp.expand_dims(kept, 0) - gains * jnp.expand_dims(moved, 0)
+
+    there = seen & (total > 0)
+    scale = jnp.sqrt(jnp.where(there, total, 1))
+    residual = value - jnp.sum(mean * jnp.expand_dims(row, 1), 0)
+    innovation = jnp.where(there, residual / scale, 0)
+    new_mean = mean + jnp.expand_dims(gain / scale, 1) * jnp.expand_dims(innovation, 0)
+    new = Moments(new_mean, jnp.where(there, new_factor, factor))
+    # A number known beforehand is no surprise, or an impossible one.
+    size = jnp.abs(value[0]) + jnp.sum(jnp.abs(mean[:, 0] * row))
+    close = jnp.abs(residual[0]) <= 64 * n * jnp.finfo(f.dtype).eps * size
+    impossible = seen & ~(total > 0) & ~close
+    return new, Seen(innovation, jnp.where(impossible, jnp.inf, jnp.where(there, HALF_LOG_TAU + jnp.log(scale), 0)))
+
+
+def observe(
+    moments: Moments, rows: jax.Array, noise: jax.Array, values: jax.Array, seen: jax.Array
+) -> tuple[Moments, Seen]:
+    """Conditions on the numbers observed at one time, one after the other.
+
+    Args:
+      moments: of the state.
+      rows: H, (m, n).
+      noise: R, (m, m), or (m,) variances.
+      values: y - d, (m, 1 + d), zero where missing.
+      seen: (m,), bool.
+
+    Returns:
+      the new moments, and a `Seen` with leading axes (m,): each number against its prediction from all before it.
+    """
+    m = rows.shape[0]
+    if noise.ndim == 2:
+        rows, noise, values = _decorrelate(rows, noise, values, seen) if m > 1 else (rows, noise[0], values)
+    if m <= UNROLLED:
+        found = []
+        for i in range(m):
+            moments, one = observe_one(moments, rows[i], noise[i], values[i], seen[i])
+            found.append(one)
+        return moments, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    def body(i: Any, carry: tuple[Moments, Seen]) -> tuple[Moments, Seen]:
+        moments, one = observe_one(carry[0], rows[i], noise[i], values[i], seen[i])
+        return moments, jax.tree.map(lambda all, x: all.at[i].set(x), carry[1], one)
+
+    empty = Seen(jnp.zeros_like(values), jnp.zeros_like(values[:, 0]))
+    return lax.fori_loop(0, m, body, (moments, empty))
+
+
+def _decorrelate(
+    rows: jax.Array, noise: jax.Array, values: jax.Array, seen: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Numbers with independent noise that say the same: R = U diag(r) U^T, U of unit diagonal, of what is not missing.
+
+    Missing numbers take no part: their row of U is that of the identity.
+    """
+    m = noise.shape[0]
+    noise = jnp.where(jnp.expand_dims(seen, 0) & jnp.expand_dims(seen, 1), noise, 0)
+    least = 8 * m * jnp.finfo(noise.dtype).eps * lax.stop_gradient(jnp.diagonal(noise))
+    width = rows.shape[1]
+    system = jnp.concatenate([noise, rows, values], 1)
+
+    def eliminate(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        system, variances = carry
+        pivot = system[i, i]
+        positive = pivot > least[i]
+        below = jnp.where(positive & (jnp.arange(m) > i), system[:, i] / jnp.where(positive, pivot, 1), 0)
+        variance = jnp.where(positive, pivot, jnp.where(pivot < -least[i], jnp.nan, 0))
+        return system - jnp.expand_dims(below, 1) * jnp.expand_dims(system[i], 0), variances.at[i].set(variance)
+
+    system, variances = loop(m, eliminate, (system, jnp.zeros((m,), noise.dtype)))
+    return system[:, m : m + width], variances, system[:, m + width :]
+
+
+def predict(moments: Moments, dynamics: jax.Array, offset: jax.Array, noise: jax.Array) -> Moments:
+    """The law of the next state, x+ = F x + b + G w, with the root G (n, k) of the noise."""
+    mean = product(dynamics, moments.mean)
+    mean = mean.at[:, 0].add(offset)
+    return Moments(mean, triangularize(jnp.concatenate([product(dynamics, moments.factor), noise], 1)))

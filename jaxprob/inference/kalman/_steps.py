@@ -1,0 +1,157 @@
+"""A model and its observations, step by step: what the filters loop over.
+
+Means have 1 + d columns: the first is the mean itself, the others say how it moves with each of the d numbers of which
+nothing is known beforehand. Covariances do not depend on those, so that one pass serves any number of them, and what
+the data say of them is a least-squares problem in the innovations.
+
+Source: de Jong (1991), "The diffuse Kalman filter".
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprob import core
+from jaxprob.inference.kalman._square_root import Moments, product, square_root, triangularize
+from jaxprob.models.state_space import LinearGaussian
+
+
+class Step(NamedTuple):
+    """What one time needs; or all times, on a leading axis; or, where None, what another `Step` has.
+
+    Attributes:
+      dynamics: F, (n, n), from this time to the next.
+      dynamics_offset: b, (n,).
+      dynamics_root: (n, n), root of Q.
+      emission: H, (m, n).
+      emission_covariance: R, (m, m) or (m,).
+      values: (m, 1 + d), what was observed less the offset, zero where missing; and zeros.
+      seen: (m,), bool.
+    """
+
+    dynamics: Any
+    dynamics_offset: Any
+    dynamics_root: Any
+    emission: Any
+    emission_covariance: Any
+    values: Any
+    seen: Any
+
+
+class Steps(NamedTuple):
+    """All times.
+
+    Attributes:
+      start: law of the state at the first observation, given the diffuse numbers.
+      constant: what does not vary; None elsewhere.
+      varying: what does, time leading; None elsewhere.
+    """
+
+    start: Moments
+    constant: Step
+    varying: Step
+
+    def at(self, varying: Step) -> Step:
+        """The whole step of a time from what varies there."""
+        return Step(*(v if c is None else c for c, v in zip(self.constant, varying, strict=True)))
+
+    @property
+    def everywhere(self) -> Step:
+        """All steps with a leading axis of time, constants repeated."""
+        times = self.varying.seen.shape[0]
+        repeat = (
+            v if c is None else jnp.broadcast_to(c, (times, *c.shape))
+            for c, v in zip(self.constant, self.varying, strict=True)
+        )
+        return Step(*repeat)
+
+
+def as_observations(function: str, model: LinearGaussian, ys: Any, missing: Any) -> tuple[jax.Array, jax.Array]:
+    """The observations (time, m), zero where missing, and where they are there: NaN is missing, and so says `missing`.
+
+    Raises:
+      ValueError: if a shape or the time axis does not fit, or an observation is infinite.
+    """
+    if not isinstance(model, LinearGaussian):
+        raise core.bad_type(function, "model", model, "a LinearGaussian")
+    m = model.observation_size
+    ys = _along_time(function, "ys", core.as_float(ys), m)
+    if not model.fits(ys.shape[0]):
+        entries = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
+        got, todo = f"of {ys.shape[0]} times, and the model has {entries}", "Cut a longer model with model.until(time)"
+        raise core.bad_value(function, "ys", got, "as many times as the model spans", todo)
+    if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys)).any():
+        raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")
+    seen = ~jnp.isnan(ys)
+    if missing is not None:
+        missing = _along_time(function, "missing", jnp.asarray(missing), m)
+        if missing.dtype != bool or missing.shape[0] != ys.shape[0]:
+            raise core.bad_value(function, "missing", missing, f"booleans of shape {ys.shape}, true where not observed")
+        seen = seen & ~missing
+    return jnp.where(seen, ys, 0), seen
+
+
+def _along_time(function: str, argument: str, array: jax.Array, m: int) -> jax.Array:
+    if array.ndim == 1 and m == 1:
+        array = jnp.expand_dims(array, 1)
+    if array.ndim != 2 or array.shape[1] != m:
+        expected = f"shape (time, {m})" + (" or (time,)" if m == 1 else "")
+        raise core.bad_value(function, argument, f"of shape {array.shape}", expected, "Time leads; vmap makes many")
+    return array
+
+
+def working_dtype(model: LinearGaussian, ys: jax.Array) -> Any:
+    """The dtype to compute in: at least float32."""
+    return core.accumulator_dtype(core.result_dtype(*jax.tree.leaves(model), ys))
+
+
+def prepare(model: LinearGaussian, ys: jax.Array, seen: jax.Array) -> Steps:
+    """The steps of a model; `ys` and `seen` as from `as_observations`."""
+    dtype, times = working_dtype(model, ys), ys.shape[0]
+    model = jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+    varying = model.time_varying
+
+    def entry(name: str, function: Any = lambda array: array) -> tuple[Any, Any]:
+        array = getattr(model, name)
+        if name not in varying:
+            return function(array), None
+        if array.shape[0] < times:  # of the dynamics, one less than times; the last prediction is nobody's
+            array = jnp.concatenate([array, jnp.zeros_like(array, shape=(1, *array.shape[1:]))])
+        return None, jax.vmap(function)(array)
+
+    values = ys.astype(dtype) - jnp.where(seen, model.emission_offset, 0)
+    none = jnp.zeros((*values.shape, model.diffuse_size), dtype)
+    pairs = (
+        entry("dynamics"),
+        entry("dynamics_offset"),
+        entry("dynamics_covariance", square_root),
+        entry("emission"),
+        entry("emission_covariance"),
+        (None, jnp.concatenate([jnp.expand_dims(values, 2), none], 2)),
+        (None, seen),
+    )
+    return Steps(_start(model, values), Step(*(c for c, _ in pairs)), Step(*(v for _, v in pairs)))
+
+
+def _start(model: LinearGaussian, values: jax.Array) -> Moments:
+    mean = jnp.expand_dims(model.initial_mean, 1)
+    factor = square_root(model.initial_covariance)
+    if not model.diffuse_size:
+        return Moments(mean, factor)
+    # A number of which nothing is known may as well have a normal one added to it: the results are the same for any
+    # variance of that, and with one of the size of the data no innovation is without variance.
+    scale = jnp.sqrt(jnp.mean(jax.lax.stop_gradient(values) ** 2))
+    scale = jnp.where(scale > 0, scale, 1)
+    factor = triangularize(jnp.concatenate([factor, scale * model.initial_diffuse], 1))
+    return Moments(jnp.concatenate([mean, model.initial_diffuse], 1), factor)
+
+
+def covariance_of(factor: jax.Array) -> jax.Array:
+    """L L^T of roots (..., n, n), exactly symmetric."""
+    if factor.ndim == 2:
+        return core.symmetrize(product(factor, factor.T))
+    return core.symmetrize(core.matmul(factor, jnp.swapaxes(factor, -1, -2)))
