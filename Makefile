@@ -37,7 +37,7 @@ types: $(UV)     ## mypy
 check: lint imports types test
 
 bench: $(UV)     ## run the benchmarks against the peers and write benchmarks/results/
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(TEST) python $$script || exit 1; done
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(TEST) --group peers python $$script || exit 1; done
 
 notebooks: $(UV) ## run every notebook from its .py and write the .ipynb
 	@for file in notebooks/*.py; do \

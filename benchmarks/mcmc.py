@@ -115,6 +115,21 @@ def with_diagonal_nuts(target, starts, key, chains):
     return with_jaxprob(target, starts, key, chains, algorithm=algorithm, warmup=1000)
 
 
+def with_chees(target, starts, key, chains):
+    from jaxprob.inference import mcmc
+
+    return with_jaxprob(target, starts, key, chains, algorithm=mcmc.chees)
+
+
+def with_adjusted_mclmc(target, starts, key, chains):
+    from functools import partial
+
+    from jaxprob.inference import mcmc
+
+    algorithm = partial(mcmc.adjusted_mclmc, num_integration_steps=(2, 8))
+    return with_jaxprob(target, starts, key, chains, algorithm=algorithm)
+
+
 _PROGRAMS = {}
 
 
@@ -178,6 +193,8 @@ def numpyro_by(method):
 RUNNERS = {
     "jaxprob": (with_jaxprob, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "jaxprob-diagonal": (with_diagonal_nuts, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
+    "jaxprob-chees": (with_chees, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
+    "jaxprob-mclmc": (with_adjusted_mclmc, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "blackjax": (with_blackjax, ("blackjax",)),
     "numpyro": (numpyro_by("vectorized"), ("numpyro.infer",)),
     "numpyro-sequential": (numpyro_by("sequential"), ("numpyro.infer",)),

@@ -127,7 +127,7 @@ def pick(function: str, model: LinearGaussian, times: int, method: str) -> str:
         if jax.default_backend() != "cpu" and times > 1:
             return "parallel"
         method = "sequential" if model.time_varying else "steady"
-    return "sequential" if method == "steady" and times <= 2 * steady.SETTLING else method
+    return "sequential" if method == "steady" and times < 4 * steady.SETTLING else method
 
 
 RUN = {"sequential": sequential.run, "steady": steady.run, "parallel": parallel.run}

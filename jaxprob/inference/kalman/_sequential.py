@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from jaxprob import scan
 from jaxprob.inference.kalman._square_root import Moments, Seen, observe, predict
 from jaxprob.inference.kalman._steps import Step, Steps
@@ -22,4 +24,6 @@ def run(steps: Steps, keep: bool = True, start: Moments | None = None) -> tuple[
         after, filtered, seen = advance(moments, steps.at(varying))
         return after, (moments, filtered, seen) if keep else (None, None, seen)
 
+    # For a gradient only the moments between steps are kept: to compute a step again costs less than to store it.
+    body = jax.checkpoint(body, prevent_cse=False)
     return scan.scan(body, steps.start if start is None else start, steps.varying)[1]

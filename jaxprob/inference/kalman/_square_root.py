@@ -52,9 +52,20 @@ def triangularize(rows: jax.Array) -> jax.Array:
     n = rows.shape[0]
     if rows.shape[1] == 0 or n == 0:
         return jnp.zeros((n, n), rows.dtype)
-    # What rounding leaves of a row that depends on others.
-    squares = jnp.sum(rows * rows, 1)
-    least = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2 * lax.stop_gradient(squares)
+    # The square of what rounding leaves of a row that depends on others.
+    squares = lax.stop_gradient(jnp.sum(rows * rows, 1))
+    least = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2 * squares
+    if n <= UNROLLED:
+        return _gram_schmidt(rows, least)
+    # Reflections are faster than a loop over columns, but leave anything in the column of a row that depends on others.
+    factor = core.tria(rows)
+    regular = jnp.all(lax.stop_gradient(jnp.diagonal(factor)) ** 2 > least)
+    return lax.cond(regular, lambda rows, factor: factor, lambda rows, factor: _gram_schmidt(rows, least), rows, factor)
+
+
+def _gram_schmidt(rows: jax.Array, least: jax.Array) -> jax.Array:
+    """The root of `triangularize`; a row whose square is `least` or less, once those above are taken out, depends."""
+    n = rows.shape[0]
 
     def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest, factor = carry

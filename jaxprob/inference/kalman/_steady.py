@@ -1,7 +1,7 @@
 """The filter of a model in which nothing varies: covariances settle, and what is left is a linear recurrence.
 
-Until then it is the sequential filter. Whether it has settled is looked at when the program runs, and so is whether
-anything is missing: if it has not, or something is, the sequential filter goes on.
+Until then it is the sequential filter. Whether they have settled is looked at when the program runs, and so is whether
+anything is missing: if they have not, or something is, the sequential filter does it all.
 """
 
 from __future__ import annotations
@@ -21,41 +21,31 @@ SETTLING = 256  # times after which covariances are looked at
 
 
 def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
-    """As `sequential.run`."""
-    first = jax.tree.map(lambda leaf: leaf[:SETTLING], steps.varying)
-    rest = jax.tree.map(lambda leaf: leaf[SETTLING:], steps.varying)
-    complete = _all_of_batch(lax.stop_gradient(steps.varying.seen))
+    """As `sequential.run`, for more than `SETTLING` times."""
+    first = jax.tree.map(lambda leaf: leaf[: SETTLING + 1], steps.varying)
+    # Told that nothing is missing: then covariances do not depend on the data, and a batch of series shares them.
+    told = steps._replace(varying=first._replace(seen=None), constant=steps.constant._replace(seen=_every(steps)))
+    begin = sequential.run(told)
+    predicted = begin[0]
+    begin, start = jax.tree.map(lambda leaf: leaf[:-1], begin), jax.tree.map(lambda leaf: leaf[-1], predicted)
+    # Over half of the times, so that covariances which settle slowly are not taken for settled.
+    middle, end = (covariance_of(predicted.factor[time]) for time in (SETTLING // 2, SETTLING))
+    spread = jnp.sqrt(jnp.diagonal(end))
+    rounding = 4 * end.shape[0] * jnp.finfo(end.dtype).eps
+    settled = jnp.all(jnp.abs(end - middle) <= rounding * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
 
-    def settle(steps: Steps, first: Step) -> Any:
-        """The sequential filter, told that nothing is missing: then covariances do not depend on the data."""
-        told = steps._replace(varying=first._replace(seen=None), constant=steps.constant._replace(seen=_every(steps)))
-        return sequential.run(told, keep=True)
-
-    def try_steady(steps: Steps) -> Any:
-        begin = settle(steps, first)
-        predicted, _, _ = begin
-        last = jax.tree.map(lambda leaf: leaf[-1], predicted)
-        covariances = covariance_of(predicted.factor[-2:])
-        change = jnp.abs(covariances[1] - covariances[0])
-        spread = jnp.sqrt(jnp.diagonal(covariances[1]))
-        eps = jnp.finfo(change.dtype).eps
-        settled = jnp.all(change <= 2 * eps * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
-        after = sequential.advance(last, steps.at(jax.tree.map(lambda leaf: leaf[-1], first)))[0]
-        more = lax.cond(
-            lax.stop_gradient(settled),
-            lambda steps, after: _recurrence(steps, after, rest),
-            jax.checkpoint(lambda steps, after: sequential.run(steps._replace(varying=rest), True, after)),
-            steps,
-            after,
-        )
+    def steady(steps: Steps, begin: Any, start: Moments) -> Any:
+        more = _recurrence(steps, start, jax.tree.map(lambda leaf: leaf[SETTLING:], steps.varying))
         whole = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), begin, more)
         return whole if keep else whole[2]
 
-    def whole(steps: Steps) -> Any:
+    def stepwise(steps: Steps, *_: Any) -> Any:
         found = sequential.run(steps, keep)
         return found if keep else found[2]
 
-    found = lax.cond(complete, try_steady, jax.checkpoint(whole), steps)
+    complete = _all_of_batch(lax.stop_gradient(steps.varying.seen))
+    # What the branch not taken would keep for a gradient is not made.
+    found = lax.cond(complete & lax.stop_gradient(settled), steady, jax.checkpoint(stepwise), steps, begin, start)
     return found if keep else (None, None, found)
 
 

@@ -33,9 +33,9 @@ def check(model, ys, method, likelihood_error, error):
     sd = np.sqrt(np.maximum(np.einsum("titi->ti", covariance), 0)) + 1e-4 * prior_sd
     blocks = np.stack([covariance[t, :, t] for t in range(times)])
     assert errors(smoothed.covariance, blocks, sd[:, :, None] * sd[:, None, :] + 1e-30) < 300 * error
-    crossed = np.stack([covariance[t, :, t + 1] for t in range(times - 1)])
-    size = sd[:-1, :, None] * sd[1:, None, :] + 1e-30
-    assert errors(smoothed.lag_one_covariance, crossed, size) < 300 * error
+    for t in range(times - 1):
+        size = sd[t, :, None] * sd[t + 1, None, :] + 1e-30
+        assert errors(smoothed.lag_one_covariance[t], covariance[t, :, t + 1], size) < 300 * error
     for t in (0, times // 2, times - 1):
         for upto, m, c in (
             (t + 1, filtered.mean, filtered.covariance),
@@ -46,15 +46,22 @@ def check(model, ys, method, likelihood_error, error):
             assert errors(c[t], covariance[t, :, t], np.outer(prior_sd[t], prior_sd[t]) + 1e-30) < error
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", MODELS)
+AWKWARD = ["autoregression", "known_start", "static_parameter", "growing_noise", "everything_varies"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [(name, "sequential") for name in MODELS] + [(name, "parallel") for name in AWKWARD]
+)
 def test_float32(name, method):
     for gaps in (False, True):
         check(*make(name, gaps=gaps, dtype=np.float32), method, 2e-5, 2e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["random", "autoregression", "growing_noise", "everything_varies", "correlated_noise"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("autoregression", "parallel"), ("correlated_noise", "parallel")]
+    + [(name, "sequential") for name in ("random", "autoregression", "growing_noise", "correlated_noise")],
+)
 def test_float64(name, method, x64):
     check(*make(name, gaps=True), method, 1e-10, 1e-8)
 
@@ -90,7 +97,7 @@ def test_standardised_innovations_are_those_of_the_joint_law():
     np.testing.assert_allclose(kalman.filter(model, ys).innovation.ravel(), white, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["random", "autoregression", "known_start", "correlated_noise"])
+@pytest.mark.parametrize("name", ["random", "autoregression"])
 def test_gradients(name, x64):
     """Against differences of the joint law; with a gap, and for both methods."""
     model, ys = make(name, gaps=True)
