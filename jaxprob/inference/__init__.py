@@ -1,5 +1,11 @@
-"""What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations)."""
+"""What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations).
 
+In state-space models: `kalman` (Gaussian), `hmm` (discrete), `crf` (linear chains of labels).
+"""
+
+from jaxprob.inference import crf as crf
+from jaxprob.inference import hmm as hmm
+from jaxprob.inference import kalman as kalman
 from jaxprob.inference import mcmc as mcmc
 from jaxprob.inference import smc as smc
 from jaxprob.inference import vi as vi

@@ -154,9 +154,11 @@ class LinearGaussian:
                     argument = name.replace("offset", "input")
                     raise core.bad_value("with_inputs", argument, matrix, f"shape {(size[name], u.shape[1])}")
                 offset = getattr(self, name)
+                moves = [getattr(self, n).shape[0] for n in self.time_varying if n in DYNAMICS]
+                driven = u[: min(moves)] if moves and name in DYNAMICS else u
                 if name not in self.time_varying:
                     offset = jnp.expand_dims(offset, 0)
-                changes[name] = offset + core.matmul(u, matrix.T).astype(offset.dtype)
+                changes[name] = offset + core.matmul(driven, matrix.T).astype(offset.dtype)
         return dataclasses.replace(self, **changes, time_varying=(*self.time_varying, *changes))
 
     def __add__(self, other: LinearGaussian) -> LinearGaussian:
@@ -166,14 +168,19 @@ class LinearGaussian:
         if self.observation_size != other.observation_size:
             got, want = f"{other.observation_size} numbers a time", f"{self.observation_size}, as many as the other"
             raise core.bad_value("LinearGaussian", "what is emitted", got, want)
+        dtype = core.result_dtype(*jax.tree.leaves((self, other)))
+        self, other = (jax.tree.map(lambda leaf: leaf.astype(dtype), model) for model in (self, other))
         varying = tuple({*self.time_varying, *other.time_varying})
 
         def both(name: str) -> tuple[jax.Array, jax.Array]:
             one, two = getattr(self, name), getattr(other, name)
             if name not in varying:
                 return one, two
-            given = [model for model in (self, other) if name in model.time_varying]
-            length = min(getattr(model, name).shape[0] for model in given)
+            lengths = [getattr(model, name).shape[0] for model in (self, other) if name in model.time_varying]
+            length, apart = min(lengths), max(lengths) - min(lengths)
+            if apart > (name in DYNAMICS):
+                got = f"{lengths[1]} of {name}, and {lengths[0]} of the other"
+                raise core.bad_value("LinearGaussian", "the time axis", got, "as many times for both")
             arrays = []
             for model, array in ((self, one), (other, two)):
                 spread = jnp.broadcast_to(array, (length, *array.shape)) if name not in model.time_varying else array
@@ -204,7 +211,7 @@ class LinearGaussian:
 
 
 def _as_matrices(variances: jax.Array) -> jax.Array:
-    return jnp.expand_dims(variances, -1) * jnp.eye(variances.shape[-1], dtype=variances.dtype)
+    return jax.vmap(_as_matrices)(variances) if variances.ndim > 1 else jnp.diag(variances)
 
 
 def _size(array: Any, axis: int) -> int:

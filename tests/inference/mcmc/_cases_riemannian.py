@@ -46,6 +46,7 @@ CASES = [
         ("funnel",),
         transitions=2,
         steps=600,
+        slow=True,
     ),
     case(
         "riemannian nuts, curved",

@@ -44,6 +44,17 @@ def marks(case):
     return [pytest.mark.slow] if case.slow else []
 
 
+# Long to compile eight times over; a sibling with the same mechanism is run always.
+SLOW_TO_COMPILE = {
+    "gibbs in random order",
+    "gibbs of untrained proposals",
+    "mixture of block proposals",
+    "parallel tempering, random walk",
+    "gibbs, exact and hmc",
+    "nuts, coarse",
+}
+
+
 def by_target(cases):
     return [
         pytest.param(case, name, id=f"{case.name}-{name}", marks=marks(case)) for case in cases for name in case.targets
@@ -317,7 +328,7 @@ def close(one, two):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("case", each(CASES))
+@pytest.mark.parametrize("case", each([c._replace(slow=c.slow or c.name in SLOW_TO_COMPILE) for c in CASES]))
 def test_jit_vmap_and_devices_change_nothing(case, rng):
     target, positions = typical(case, rng, 8)
     algorithm = case.build(target)

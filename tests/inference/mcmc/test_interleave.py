@@ -81,6 +81,7 @@ def test_rows_of_several_transitions():
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_few_moves_are_idle():
     """Iterations of 64 chains are those that the slowest chain needs in all, and far fewer than in lock-step."""
     kernel = mcmc.nuts(centred, step_size=0.2)

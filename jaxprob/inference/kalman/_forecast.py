@@ -1,0 +1,112 @@
+"""Forecasts: the states and observations that follow the data, with their uncertainty."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from jaxprob import core, scan
+from jaxprob.inference.kalman._filter import Filtered
+from jaxprob.inference.kalman._square_root import Moments, predict, product, square_root
+from jaxprob.inference.kalman._steps import covariance_of
+from jaxprob.models.state_space import LinearGaussian
+from jaxprob.models.state_space._linear_gaussian import DYNAMICS
+
+
+@core.pytree
+class Forecast:
+    """What is expected to be observed.
+
+    Attributes:
+      mean: (steps, m), of the observations.
+      covariance: (steps, m, m), of the observations of one time, noise included.
+      state_mean: (steps, n).
+      state_factor: (steps, n, n), lower-triangular root of the covariance of the states.
+    """
+
+    mean: jax.Array
+    covariance: jax.Array
+    state_mean: jax.Array
+    state_factor: jax.Array
+
+    @property
+    def state_covariance(self) -> jax.Array:
+        """(steps, n, n)."""
+        return covariance_of(self.state_factor)
+
+    def interval(self, probability: float = 0.9) -> tuple[jax.Array, jax.Array]:
+        """Lower and upper ends (steps, m) of the central interval of each observation.
+
+        Args:
+          probability: that the observation lies in it, between 0 and 1.
+
+        Raises:
+          ValueError: if it is not between 0 and 1.
+        """
+        if not isinstance(probability, jax.core.Tracer) and not 0 < probability < 1:
+            raise core.bad_value("interval", "probability", probability, "a number between 0 and 1")
+        half = ndtri(jnp.asarray(0.5 + 0.5 * probability, self.mean.dtype))
+        spread = half * jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        return self.mean - spread, self.mean + spread
+
+
+def forecast(model: LinearGaussian, filtered: Filtered, steps: int) -> Forecast:
+    """What follows the data that a filter has seen.
+
+    Args:
+      model: the one that was filtered with; where entries vary in time, one that goes on for `steps` more.
+      filtered: what `filter` returned.
+      steps: how many times ahead.
+
+    Returns:
+      `Forecast`.
+
+    Raises:
+      ValueError: if the model does not span the times to come, or there is nothing that was filtered.
+
+    >>> from jaxprob.inference import kalman
+    >>> walk = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.ones(1))
+    >>> ahead = forecast(walk, kalman.filter(walk, jnp.array([1.0, 2.0])), steps=2)
+    >>> print(*(f"{x:.3f}" for x in ahead.mean[:, 0]), *(f"{x:.3f}" for x in ahead.covariance[:, 0, 0]))
+    1.400 1.400 2.600 3.600
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise core.bad_value("kalman.forecast", "steps", steps, "a number of times, at least 1")
+    times = filtered.mean.shape[0]
+    if not times:
+        raise core.bad_value("kalman.forecast", "filtered", "of no times", "at least one")
+    if not model.fits(times + steps):
+        got = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
+        todo = "Filter with model.until(time) of a model that goes on"
+        raise core.bad_value("kalman.forecast", "model", got, f"one of {times + steps} times", todo)
+    last = (filtered.mean[-1], filtered.factor[-1])
+    return _forecast(model, last, times, steps)
+
+
+@functools.partial(jax.jit, static_argnames=("times", "steps"))
+def _forecast(model: LinearGaussian, last: tuple[jax.Array, jax.Array], times: int, steps: int) -> Forecast:
+    low = last[0].dtype
+    dtype = core.accumulator_dtype(core.result_dtype(*jax.tree.leaves(model), low))
+
+    def entry(name: str, step: Any) -> jax.Array:
+        array = getattr(model, name).astype(dtype)
+        # An entry of the dynamics leads to the time after its own.
+        return array[times + step - int(name in DYNAMICS)] if name in model.time_varying else array
+
+    def ahead(moments: Moments, step: Any) -> tuple[Moments, Any]:
+        root = square_root(entry("dynamics_covariance", step))
+        moments = predict(moments, entry("dynamics", step), entry("dynamics_offset", step), root)
+        emission, noise = entry("emission", step), entry("emission_covariance", step)
+        noise = noise if noise.ndim == 2 else jnp.diag(noise)
+        mean = product(emission, moments.mean)[:, 0] + entry("emission_offset", step)
+        seen = product(emission, moments.factor)
+        return moments, (mean, core.symmetrize(product(seen, seen.T) + noise), moments)
+
+    start = Moments(jnp.expand_dims(last[0], 1).astype(dtype), last[1].astype(dtype))
+    _, (mean, covariance, moments) = scan.scan(ahead, start, jnp.arange(steps))
+    result = Forecast(mean, covariance, moments.mean[:, :, 0], moments.factor)
+    return jax.tree.map(lambda leaf: leaf.astype(low), result)
