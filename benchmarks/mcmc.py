@@ -345,7 +345,7 @@ def main():
                 show(rows[-1])
         report = {
             "device": rows[0]["device"],
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "machine": f"{cores()} of {os.cpu_count()} cores, {platform.machine()}",
             "versions": {name: version(name) for name in ("jax", "jaxlib", *SAMPLERS)},
             "chains": args.chains,
             "draws": DRAWS,
@@ -356,6 +356,11 @@ def main():
         out.write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     print(f"\nwritten to {out}")
+
+
+def cores():
+    """Those that this process may use: `taskset -c 0` leaves one, so that other work does not show in the times."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def summarise(runs):
