@@ -90,18 +90,24 @@ def _gram_schmidt(rows: jax.Array, least: jax.Array) -> jax.Array:
 def square_root(covariance: jax.Array) -> jax.Array:
     """The root of a positive semi-definite matrix (n, n); NaN where it is not one beyond rounding."""
     n = covariance.shape[0]
-    least = 8 * n * jnp.finfo(covariance.dtype).eps * lax.stop_gradient(jnp.diagonal(covariance))
+    least = 8 * n * jnp.finfo(covariance.dtype).eps
+    # Of the correlation: the powers of tiny variances that derivatives are made of would overflow.
+    variances = jnp.diagonal(covariance)
+    there = variances > 0
+    scale = jnp.where(there, jnp.sqrt(jnp.where(there, variances, 1)), 0)
+    inverse = jnp.where(there, 1 / jnp.where(there, scale, 1), 0)
+    correlation = covariance * jnp.expand_dims(inverse, 1) * jnp.expand_dims(inverse, 0)
 
     def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest, factor = carry
         pivot = rest[i, i]
-        positive = pivot > least[i]
+        positive = pivot > least
         safe = jnp.where(positive, pivot, 1)
         along = jnp.where(positive & (jnp.arange(n) >= i), rest[:, i] * lax.rsqrt(safe), 0)
-        along = jnp.where(pivot < -least[i], jnp.nan, along)
+        along = jnp.where((pivot < -least) | (variances[i] < 0), jnp.nan, along)
         return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(along, 0), factor.at[:, i].set(along)
 
-    return loop(n, column, (covariance, jnp.zeros_like(covariance)))[1]
+    return jnp.expand_dims(scale, 1) * loop(n, column, (correlation, jnp.zeros_like(covariance)))[1]
 
 
 def right_solve(factor: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -288,6 +288,9 @@ def _as_spectrum(covariance: Any, name: str) -> _Spectrum:
 
 def _decompose(covariance: Any, name: str) -> _Spectrum:
     if isinstance(covariance, Metric):
+        if type(covariance) is not Metric:  # a structured one, whose factor alone is not all of it
+            columns = jax.vmap(covariance.velocity)(jnp.eye(covariance.factor.size, dtype=covariance.factor.dtype))
+            covariance = Metric(columns.T)
         if covariance.factor.ndim == 2:  # not squared, which would lose half of the digits
             rotation, roots, _ = jnp.linalg.svd(covariance.factor)
             return _Spectrum(roots * roots, Metric(rotation))
