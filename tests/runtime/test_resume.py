@@ -19,11 +19,12 @@ from jaxprob.runtime import _checkpoint, _directory
 from tests.runtime import _targets
 
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".jax_cache" / f"killed-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
 
 
 def worker(*arguments):
     """Starts `_worker.py`; its lines come through stdout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.runtime._worker", *map(str, arguments)],
         cwd=ROOT,
