@@ -32,6 +32,7 @@ from jaxprob.core._log_sums import logaddexp as logaddexp
 from jaxprob.core._log_sums import logsumexp as logsumexp
 from jaxprob.core._ordered import ordered_dot as ordered_dot
 from jaxprob.core._ordered import ordered_sum as ordered_sum
+from jaxprob.core._ordered import rounded as rounded
 from jaxprob.core._pytree import pytree as pytree
 from jaxprob.core._pytree import static as static
 from jaxprob.core._scalars import expm1_over_x as expm1_over_x
@@ -47,6 +48,7 @@ from jaxprob.core._scalars import softplus as softplus
 from jaxprob.core._scalars import sqrt_one_minus_exp as sqrt_one_minus_exp
 from jaxprob.core._scalars import xlog1py as xlog1py
 from jaxprob.core._scalars import xlogy as xlogy
+from jaxprob.core._shapes import as_shape as as_shape
 from jaxprob.core._trees import check_same_structure as check_same_structure
 from jaxprob.core._trees import dot as dot
 from jaxprob.core._trees import leaf_name as leaf_name

@@ -36,6 +36,15 @@ def ordered_sum(values: jax.Array) -> jax.Array:
     return functools.reduce(operator.add, odd, values[0])
 
 
+def rounded(product: jax.Array) -> jax.Array:
+    """A product that is rounded before it becomes part of a sum, not both as one; -inf becomes the lowest number.
+
+    >>> rounded(jnp.float32(2) * jnp.float32(3)).item()
+    6.0
+    """
+    return jnp.maximum(product, jnp.finfo(product.dtype).min)
+
+
 def ordered_dot(x: jax.Array, y: jax.Array) -> jax.Array:
     """The sum of x * y over the leading axis; a product of -inf counts as the lowest finite number.
 
@@ -48,5 +57,4 @@ def ordered_dot(x: jax.Array, y: jax.Array) -> jax.Array:
     >>> float(ordered_dot(jnp.arange(4.0), jnp.ones(4)))
     6.0
     """
-    # The maximum stands between each product and the sum, or the two could be rounded as one.
-    return ordered_sum(jnp.maximum(x * y, jnp.finfo(x.dtype).min))
+    return ordered_sum(rounded(x * y))

@@ -6,8 +6,6 @@ and never crosses a transformation. This folder is the only one that imports dis
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -69,13 +67,7 @@ class Distribution:
         """
         name = f"{type(self).__name__}.sample"
         key = core.as_key(key, name)
-        try:
-            axes = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
-        except TypeError:
-            axes = (-1,)
-        if any(axis < 0 for axis in axes):
-            raise core.bad_value(name, "shape", shape, "a whole number that is not negative, or a tuple of them")
-        return self._sample(key, axes)
+        return self._sample(key, core.as_shape(name, shape))
 
     def log_prob(self, value: Any) -> jax.Array:
         """Log density (or log mass) at `value`; -inf outside the support.

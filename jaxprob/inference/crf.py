@@ -121,7 +121,7 @@ def sample(key: core.Key, field: LinearChain, *, shape: Any = (), method: str = 
     (2, 5)
     """
     how = _checked("crf.sample", field, method)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = core.as_shape("crf.sample", shape)
     return _sample(core.as_key(key, "crf.sample"), field, shape, how)
 
 

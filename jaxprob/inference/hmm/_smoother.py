@@ -159,7 +159,7 @@ def sample(
     """
     values, seen = as_observations("hmm.sample", model, ys, missing)
     how = pick("hmm.sample", method, values.shape[0])
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = core.as_shape("hmm.sample", shape)
     return _sample(core.as_key(key, "hmm.sample"), model, values, seen, shape, has_parts(model, seen), how)
 
 

@@ -39,10 +39,14 @@ def log_likelihoods(seen: Seen, roots: jax.Array | None) -> jax.Array:
     scales = jnp.cumsum(jnp.sum(seen.log_scale, 1))
     if roots is None:
         return -scales - 0.5 * jnp.cumsum(jnp.sum(seen.innovation[..., 0] ** 2, 1))
+    return log_likelihood(scales, roots)
+
+
+def log_likelihood(scales: jax.Array, roots: jax.Array) -> jax.Array:
+    """The log likelihood (...), from the sum of `Seen.log_scale` so far (...) and the root of what is known."""
     diagonal = jnp.diagonal(roots, axis1=-2, axis2=-1)
-    pivots = diagonal[:, :-1]
-    known = pivots > 0
-    return -scales - jnp.sum(jnp.log(jnp.where(known, pivots, 1)), 1) - 0.5 * diagonal[:, -1] ** 2
+    pivots = diagonal[..., :-1]
+    return -scales - jnp.sum(jnp.log(jnp.where(pivots > 0, pivots, 1)), -1) - 0.5 * diagonal[..., -1] ** 2
 
 
 class Known(NamedTuple):
@@ -81,9 +85,7 @@ def integrate(moments: Moments, root: jax.Array | None) -> tuple[jax.Array, jax.
     mean, spread, unknown = known(root)
     effect = moments.mean[:, 1:]
     factor = triangularize(jnp.concatenate([moments.factor, product(effect, spread)], 1))
-    left = jnp.abs(product(effect, unknown))
-    size = jnp.max(jnp.abs(effect), initial=0)
-    lost = jnp.any(left > 64 * unknown.shape[0] * jnp.finfo(effect.dtype).eps * size, 1)
+    lost = _depends(effect, unknown)
     factor = jnp.where(jnp.expand_dims(lost, 1), jnp.where(jnp.eye(lost.shape[0], dtype=bool), jnp.inf, 0), factor)
     return jnp.where(lost, jnp.nan, moments.mean[:, 0] + jnp.sum(effect * jnp.expand_dims(mean, 0), 1)), factor
 
@@ -98,10 +100,14 @@ def innovations(found: jax.Array, before: jax.Array) -> jax.Array:
         mean, spread, unknown = known(roots)
         effect = columns[1:]
         variance = 1 + jnp.sum(jnp.sum(jnp.expand_dims(effect, 1) * spread, 0) ** 2)
-        size = jnp.max(jnp.abs(effect), initial=0)
-        left = jnp.abs(jnp.sum(jnp.expand_dims(effect, 1) * unknown, 0))
-        lost = jnp.any(left > 64 * unknown.shape[0] * jnp.finfo(effect.dtype).eps * size)
+        lost = _depends(jnp.expand_dims(effect, 0), unknown)[0]
         result.append(jnp.where(lost, jnp.nan, (columns[0] + jnp.sum(effect * mean)) / jnp.sqrt(variance)))
         row = jnp.expand_dims(jnp.roll(columns, -1), 1)
         roots = triangularize(jnp.concatenate([roots, row], 1))
     return jnp.stack(result)
+
+
+def _depends(effects: jax.Array, unknown: jax.Array) -> jax.Array:
+    """Which numbers (k,), that move with the diffuse ones by effects (k, d), are not known beyond rounding."""
+    size = jnp.max(jnp.abs(effects), initial=0)
+    return jnp.any(jnp.abs(product(effects, unknown)) > 64 * unknown.shape[0] * jnp.finfo(effects.dtype).eps * size, 1)

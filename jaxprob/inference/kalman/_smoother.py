@@ -118,7 +118,7 @@ def sample(
     """
     values, seen = as_observations("kalman.sample", model, ys, missing)
     how = pick("kalman.sample", model, values.shape[0], method)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = core.as_shape("kalman.sample", shape)
     return _sample(core.as_key(key, "kalman.sample"), model, values, seen, shape, how)
 
 

@@ -79,10 +79,7 @@ def step(model: LinearGaussian, state: StreamState, y: Any) -> StreamState:
     root = triangularize(jnp.concatenate([state.root, jnp.roll(found.innovation, -1, axis=1).T], 1))
     mean, factor = diffuse.integrate(filtered, root if model.diffuse_size else None)
     scales = state.log_scales + jnp.sum(found.log_scale)
-    pivots = jnp.diagonal(root)
-    known = pivots[:-1] > 0
-    likelihood = -scales - jnp.sum(jnp.log(jnp.where(known, pivots[:-1], 1))) - 0.5 * pivots[-1] ** 2
-    return StreamState(predicted, root, scales, mean, factor, likelihood)
+    return StreamState(predicted, root, scales, mean, factor, diffuse.log_likelihood(scales, root))
 
 
 def _check(function: str, model: Any) -> None:

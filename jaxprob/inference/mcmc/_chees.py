@@ -287,7 +287,7 @@ def _trajectory_warmup(
         slopes = jnp.where(weights > 0, slopes, 0)  # where a trajectory diverged its slope may be infinite
         slope = core.ordered_dot(weights, slopes) / jnp.where(total > 0, total, 1)
         slope = jnp.where(jnp.isfinite(slope), slope, 0)
-        square = towards(shared.square, alone(slope**2), 1 - DISCOUNT)
+        square = towards(shared.square, core.rounded(slope**2), 1 - DISCOUNT)
         # The sums of discounts make up for the start at zero. The updates are counted by the averaging, which begins
         # anew with each window, as the slopes are in the units of the metric.
         updates = shared.averaging.updates
@@ -343,12 +343,7 @@ def _trajectory_warmup(
 
 def towards(old: jax.Array, new: jax.Array, share: Any) -> jax.Array:
     """`old + share (new - old)`, a step of a running mean, with the same bits in whatever program it is part of."""
-    return old + alone(share * (new - old))
-
-
-def alone(product: jax.Array) -> jax.Array:
-    """A product that is rounded before it becomes part of a sum, as `core.ordered_dot` sees to: not both as one."""
-    return jnp.maximum(product, jnp.finfo(product.dtype).min)
+    return old + core.rounded(share * (new - old))
 
 
 def _along(rows: jax.Array, unit: jax.Array) -> jax.Array:
@@ -373,7 +368,7 @@ def _snaper_slopes(moves: _Moves, unit: jax.Array, length: jax.Array, step_size:
     change = (after - before) * (after + before)
     # Numbers of steps are rounded up, by half a step in the mean. Without it the rate is best where T is zero.
     rate = 1 / (length + step_size)
-    gain, loss = alone(4 * moves.jitter * after * velocity), alone(change * rate)
+    gain, loss = core.rounded(4 * moves.jitter * after * velocity), core.rounded(change * rate)
     return length * rate * (change * (gain - loss))
 
 

@@ -18,11 +18,10 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
-from jaxprob.inference.mcmc._chees import alone
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import as_metric
-from jaxprob.inference.mcmc._numbers import known_number
+from jaxprob.inference.mcmc._numbers import known_count, known_number
 
 
 class GeneralizedHMCState(NamedTuple):
@@ -86,8 +85,7 @@ def generalized_hmc(
     persistence = known_number(name, "persistence", persistence, lambda p: 0 <= p < 1, "a number from 0 to below 1")
     if drift is not None:
         drift = known_number(name, "drift", drift, math.isfinite, "a finite number, or None")
-    if num_integration_steps < 1:
-        raise core.bad_value(name, "num_integration_steps", num_integration_steps, "an integer of at least 1")
+    num_integration_steps = known_count(name, "num_integration_steps", num_integration_steps)
 
     def init(position: Any, key: core.Key) -> GeneralizedHMCState:
         key, state = core.as_key(key, name), hamiltonian.init(target, metric, position, name)
@@ -103,8 +101,8 @@ def generalized_hmc(
         noise = jax.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
         # As a product, for a persistence near one: rounding kept^2 would give the momentum another variance. Each
         # product is rounded before the sum, so that all programs agree.
-        fresh = alone(jnp.sqrt((1 - kept) * (1 + kept)) * noise)
-        momentum = alone(kept * state.momentum) + fresh
+        fresh = core.rounded(jnp.sqrt((1 - kept) * (1 + kept)) * noise)
+        momentum = core.rounded(kept * state.momentum) + fresh
         first = hamiltonian.start(flat, scale, momentum, base)
         if drift is None:
             level = jax.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)

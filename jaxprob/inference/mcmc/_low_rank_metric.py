@@ -24,7 +24,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._metric import Metric
-from jaxprob.inference.mcmc._metric_estimation import fisher_factor, matmul
+from jaxprob.inference.mcmc._metric_estimation import fisher_factor
 
 RANK = 16  # directions by default
 CUTOFF = 2.0  # a variance between this and its inverse is as good as one
@@ -126,28 +126,20 @@ def low_rank(window: Rows, old: LowRankMetric, cutoff: float = CUTOFF) -> LowRan
     counts = jnp.expand_dims(jnp.arange(rows, dtype="int32") < used, 1)
 
     def centred(values: jax.Array) -> jax.Array:
-        inverse = 1 / jnp.maximum(used, 1).astype(values.dtype)
-        mean = core.ordered_sum(jnp.where(counts, values, 0)) * inverse
-        mean = jnp.maximum(mean, jnp.finfo(mean.dtype).min)
+        mean = jnp.sum(jnp.where(counts, values, 0), 0) / jnp.maximum(used, 1).astype(values.dtype)
         return jnp.where(counts, values - jnp.expand_dims(mean, 0), 0)
 
     draws, gradients = centred(window.positions), centred(window.gradients)
 
     def in_units(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # The barrier stands between these products and sums: the two could be rounded as one, or not, as XLA likes.
-        inverse = 1 / factor
-        least = jnp.finfo(factor.dtype).min
-        parts = draws * jnp.expand_dims(inverse, 0), gradients * jnp.expand_dims(factor, 0)
-        return jnp.maximum(parts[0], least), jnp.maximum(parts[1], least)
+        return draws / jnp.expand_dims(factor, 0), gradients * jnp.expand_dims(factor, 0)
 
     def sweep(_: Any, carry: tuple[LowRankMetric, jax.Array]) -> tuple[LowRankMetric, jax.Array]:
         old, basis = carry
         scaled, slopes = in_units(old.factor)
-        root, inverse_root = lax.optimization_barrier((jnp.sqrt(old.values), 1 / jnp.sqrt(old.values)))
-        whitened = _stretch(scaled, old.vectors, inverse_root)
-        forces = _stretch(slopes, old.vectors, root)
-        ratio = core.ordered_dot(whitened, whitened) / core.ordered_dot(forces, forces)
-        ratio = jnp.sqrt(jnp.sqrt(ratio))
+        whitened = _stretch(scaled, old.vectors, 1 / jnp.sqrt(old.values))
+        forces = _stretch(slopes, old.vectors, jnp.sqrt(old.values))
+        ratio = jnp.sqrt(jnp.sqrt(jnp.sum(whitened**2, 0) / jnp.sum(forces**2, 0)))
         factor = old.factor * jnp.where(jnp.isfinite(ratio) & (ratio > 0), ratio, 1)
         if not rank:
             return LowRankMetric(factor, old.vectors, old.values), basis
@@ -164,7 +156,7 @@ def low_rank(window: Rows, old: LowRankMetric, cutoff: float = CUTOFF) -> LowRan
 def _principal(rows: jax.Array, basis: jax.Array) -> jax.Array:
     """An orthonormal basis (size, breadth) close to the principal components of rows (rows, size), by iteration."""
     for _ in range(2):
-        basis = jnp.linalg.qr(matmul(rows.T, matmul(rows, basis)))[0]
+        basis = jnp.linalg.qr(core.matmul(rows.T, core.matmul(rows, basis)))[0]
     return basis
 
 
@@ -184,18 +176,17 @@ def _directions(
     # Four draws for each direction at least; a direction of those left out has variance one and meets no other.
     counts = (jnp.arange(basis.shape[1], dtype="int32") < used // 4).astype(basis.dtype)
     basis = basis * jnp.expand_dims(counts, 0)
-    parts = (matmul(x, basis) for x in (draws, gradients))
-    one, other = (matmul(part.T, part) + jnp.diag(1 - counts) for part in parts)
+    parts = (core.matmul(x, basis) for x in (draws, gradients))
+    one, other = (core.matmul(part.T, part) + jnp.diag(1 - counts) for part in parts)
     root = fisher_factor(one, other, used)
-    inner, roots, _ = jnp.linalg.svd(lax.optimization_barrier(root))
+    inner, roots, _ = jnp.linalg.svd(root)
     apart = jnp.abs(jnp.log(roots)) * 2
     apart, chosen = lax.top_k(jnp.where(apart > math.log(cutoff), apart, 0), rank)
-    return matmul(basis, inner)[:, chosen], jnp.where(apart > 0, roots[chosen] ** 2, 1)
+    return core.matmul(basis, inner)[:, chosen], jnp.where(apart > 0, roots[chosen] ** 2, 1)
 
 
 def _stretch(rows: jax.Array, vectors: jax.Array, by: jax.Array) -> jax.Array:
     """Each row stretched along the vectors."""
     if by.size == 0:
         return rows
-    along = lax.optimization_barrier(matmul(rows, vectors) * jnp.expand_dims(by - 1, 0))
-    return lax.optimization_barrier(rows + matmul(along, vectors.T))
+    return rows + core.matmul(core.matmul(rows, vectors) * jnp.expand_dims(by - 1, 0), vectors.T)

@@ -20,7 +20,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
-from jaxprob.inference.mcmc._chees import alone, towards
+from jaxprob.inference.mcmc._chees import towards
 from jaxprob.inference.mcmc._generalized_hmc import GeneralizedHMCState, generalized_hmc
 from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
@@ -159,7 +159,7 @@ def _build(target: LogDensity, tuning: MEADSTuning) -> core.Algorithm:
         step_size=step_size,
         inverse_mass_matrix=Metric(jnp.exp(tuning.log_scale)),
         persistence=kept,
-        drift=alone((1 - kept) * (1 + kept) / 2),
+        drift=core.rounded((1 - kept) * (1 + kept) / 2),
     )
 
 

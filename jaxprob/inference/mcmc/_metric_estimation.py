@@ -135,6 +135,6 @@ def matmul(one: jax.Array, other: jax.Array) -> jax.Array:
     Nothing around it becomes part of it; and a small one, which XLA may add in another order for another layout of the
     same numbers, is spelled out.
     """
-    if min(*one.shape, *other.shape) <= LARGE:
+    if max(*one.shape, *other.shape) <= LARGE:
         return core.ordered_dot(jnp.expand_dims(one.T, 2), jnp.expand_dims(other, 1))
     return lax.optimization_barrier(core.matmul(*lax.optimization_barrier((one, other))))

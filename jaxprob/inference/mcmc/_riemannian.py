@@ -25,6 +25,7 @@ from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._implicit import Manifold, Place
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
 from jaxprob.inference.mcmc._metric import Metric
+from jaxprob.inference.mcmc._numbers import known_count
 from jaxprob.inference.mcmc._nuts import Geometry, Leaf, check_depth, transitions
 from jaxprob.inference.mcmc._softabs import softabs
 
@@ -85,8 +86,7 @@ def riemannian_hmc(
     target = as_log_density(log_density, name)
     step_size = hamiltonian.as_step_size(step_size, name)
     manifold_of = manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
-    if num_integration_steps < 1:
-        raise core.bad_value(name, "num_integration_steps", num_integration_steps, "an integer of at least 1")
+    num_integration_steps = known_count(name, "num_integration_steps", num_integration_steps)
 
     def step(key: core.Key, state: State) -> tuple[State, HMCInfo]:
         manifold = manifold_of(state)

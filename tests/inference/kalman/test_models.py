@@ -249,6 +249,7 @@ BAD = {
     ),
     "no step ahead": (lambda m: kalman.forecast(m, kalman.filter(m, np.zeros((4, 2))), 0), "steps is 0"),
     "nothing to forecast from": (lambda m: kalman.forecast(m, kalman.filter(m, np.zeros((0, 2))), 1), "of no times"),
+    "no shape of draws": (lambda m: kalman.sample(jax.random.key(0), m, np.zeros((4, 2)), shape=2.5), "shape is 2.5"),
     "a negative lag": (lambda m: kalman.smooth(m, np.zeros((4, 2)), lag=-1), "lag is -1"),
 }
 

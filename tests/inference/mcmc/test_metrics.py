@@ -16,6 +16,7 @@ from jaxprob.inference import mcmc
 from jaxprob.inference.mcmc import _block_metric as block_metric
 from jaxprob.inference.mcmc import _low_rank_metric as low_rank_metric
 from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
+from tests.runtime.test_resume import Stopper
 
 POOLED = core.Shared(0, None)
 
@@ -305,25 +306,6 @@ def test_devices_change_no_bit(metric):
     assert int(states[0].shared.windows) >= 1
     for other in states[1:]:
         jax.tree.map(np.testing.assert_array_equal, states[0], other)
-
-
-class Stopper:
-    """A progress object that stops the run when it has come to a step."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def update(self, status):
-        import signal
-
-        if status["step"] >= self.at:
-            self.at = np.inf
-            signal.raise_signal(signal.SIGTERM)
-
-    start = phase = finish = lambda self, *_: None
-
-    def close(self):
-        pass
 
 
 @pytest.mark.parametrize("metric", OPTIONS)
