@@ -58,8 +58,8 @@ def affine(
       init: the state before the first step, (*state); zeros by default.
       reverse: run from the last step to the first.
       reset: booleans (time,): where true the state is `init` again just before that step.
-      method: "sequential", "chunked", "associative", or "auto" (see `explain`). All give the same values, as long
-        as products of decays are finite: a system whose decays multiply beyond all numbers wants "sequential".
+      method: "sequential", "chunked", "associative", "parallel" or "auto" (see `explain`). All give the same values, as
+        long as products of decays are finite: a system whose decays multiply beyond all numbers wants "sequential".
       chunk: steps of a chunk for "chunked"; about sqrt(time) by default. It need not divide the number of steps.
       axis_name: inside `shard_map`, the mesh axis over which time goes: each device passes its own piece.
       mesh: outside of it, a mesh with the axis `axis_name` over which to run; the number of steps need not be a

@@ -46,7 +46,7 @@ def associative(
       init: an element that stands before the first one, or None.
       reverse: suffixes in place of prefixes.
       reset: booleans (time,): where true the product starts again, from `init` or from nothing, just before that step.
-      method: "sequential", "chunked", "associative", or "auto" (see `explain`).
+      method: "sequential", "chunked", "associative", "parallel" or "auto" (see `explain`).
       chunk: steps of a chunk for "chunked"; about sqrt(time) by default. It need not divide the number of steps.
       axis_name: inside `shard_map`, the mesh axis over which time goes: each device passes its own piece.
       mesh: outside of it, a mesh with the axis `axis_name` over which to run; the number of steps need not be a

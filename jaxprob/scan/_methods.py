@@ -2,7 +2,8 @@
 
 `sequential` does one step after another. `chunked` cuts time into about sqrt(time) chunks of as many steps, runs all
 chunks side by side, then their totals; its program does not grow with time. `associative` is the logarithmic tree of
-Blelloch (1990), "Prefix sums and their applications". `auto` looks here.
+Blelloch (1990), "Prefix sums and their applications". `auto` looks here. `parallel` is a tree on an accelerator, and
+chunks on a CPU, where a tree over long series compiles for minutes and may be too large to be kept.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ def choose(function: str, method: str, kind: str, steps: int) -> Choice:
     """
     if method in METHODS:
         return Choice(method, "it was asked for")
-    if method != "auto":
-        raise core.bad_value(function, "method", method, f"'auto' or one of {', '.join(map(repr, METHODS))}")
     backend = platform()
+    if method == "parallel":
+        return Choice("chunked" if backend == "cpu" else "associative", f"the one that runs in parallel on {backend}")
+    if method != "auto":
+        expected = f"'auto', 'parallel' or one of {', '.join(map(repr, METHODS))}"
+        raise core.bad_value(function, "method", method, expected)
     rows = _TABLE.get(backend, _TABLE["gpu"])
     if not rows:
         return Choice("sequential", f"on {backend} a loop is as a rule faster at every length")

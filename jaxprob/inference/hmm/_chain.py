@@ -174,7 +174,7 @@ def backward(chain: Chain, method: str) -> jax.Array:
         return last
     if method == "parallel":
         matrices = chain.steps(_as_matrix, chain.scores[1:])
-        products = scan.associative(_combine_back, matrices, reverse=True, method="associative").states
+        products = scan.associative(_combine_back, matrices, reverse=True, method="parallel").states
         messages = core.logsumexp(products, -1)
         return jnp.concatenate([messages, last])
 
@@ -303,4 +303,4 @@ def prefixes(chain: Chain, combine: Any = combined) -> jax.Array:
     """Messages (time, K) from the past, by products of matrices, up to a constant in each."""
     start = jnp.broadcast_to(chain.initial + chain.scores[0], (1, *chain.initial.shape * 2))
     elements = jnp.concatenate([start, chain.steps(_as_matrix, chain.scores[1:])])
-    return scan.associative(combine, elements, method="associative").states[:, 0]
+    return scan.associative(combine, elements, method="parallel").states[:, 0]

@@ -86,7 +86,7 @@ def _follow(pointers: jax.Array, last: jax.Array, method: str) -> jax.Array:
     """The path (time,) back from its last state, along maps (time - 1, K) of each state to the one before."""
     last = last.astype(jnp.int32)
     if method == "parallel" and pointers.shape[0]:
-        states = scan.associative(monoids.composition, pointers, reverse=True, method="associative").states[:, last]
+        states = scan.associative(monoids.composition, pointers, reverse=True, method="parallel").states[:, last]
     else:
         states = scan.scan(lambda state, to: (to[state],) * 2, last, pointers, reverse=True)[1]
     return jnp.concatenate([states, jnp.expand_dims(last, 0)])

@@ -31,7 +31,7 @@ def information(innovations: jax.Array, method: str) -> jax.Array:
     start = jnp.zeros(rows.shape[1:2] * 2, rows.dtype)
     if method != "parallel":
         return scan.scan(lambda root, row: (combine(root, row),) * 2, start, rows)[1]
-    return scan.associative(combine, jax.vmap(triangularize)(rows), method="associative").states
+    return scan.associative(combine, jax.vmap(triangularize)(rows), method="parallel").states
 
 
 def log_likelihoods(seen: Seen, roots: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The filter in logarithmic depth: moments by an associative scan, and then all innovations side by side.
+"""The filter parallel in time: moments by an associative scan, and then all innovations side by side.
 
 The likelihood is no part of what is scanned: carried there it loses its digits, or is NaN, where noise is singular or
 the initial state known.
@@ -33,7 +33,7 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
 
     def one_column(b: jax.Array, eta: jax.Array) -> tuple[jax.Array, jax.Array]:
         filtered = scan.associative(
-            monoids.square_root_gaussian_filter.combine, elements._replace(b=b, eta=eta), method="associative"
+            monoids.square_root_gaussian_filter.combine, elements._replace(b=b, eta=eta), method="parallel"
         ).states
         return filtered.b, filtered.U
 

@@ -175,7 +175,7 @@ def _whole(moments: Moments, back: Backward, method: str) -> Moments:
             D=jnp.concatenate([back.root, last.factor]),
         )
         combine = monoids.square_root_gaussian_smoother.combine
-        states = scan.associative(combine, elements, reverse=True, method="associative").states
+        states = scan.associative(combine, elements, reverse=True, method="parallel").states
         return states.g, states.D
 
     return Moments(*jax.vmap(one_column, in_axes=2, out_axes=(2, None))(back.offset, last.mean))
@@ -223,7 +223,7 @@ def _sample(
             weights = jnp.concatenate([weights, drawn])
         last = core.matvec(moments.mean[-1], weights) + core.matvec(moments.factor[-1], noise[-1])
         increments = core.matvec(back.offset, weights) + core.matvec(back.root, noise[:-1])
-        how = "associative" if method == "parallel" else "sequential"
+        how = method if method == "parallel" else "sequential"
         earlier = scan.affine(back.gain, increments, last, reverse=True, method=how).states
         return jnp.concatenate([earlier, jnp.expand_dims(last, 0)])
 
