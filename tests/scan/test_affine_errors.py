@@ -38,7 +38,11 @@ ERRORS = {
         {"reset": jnp.zeros(3, bool)},
         r"reset is of shape \(3,\); expected shape \(4,\)",
     ),
-    "no such method": ((B, B), {"method": "fast"}, r"method is fast; expected 'auto' or one of 'sequential', "),
+    "no such method": (
+        (B, B),
+        {"method": "fast"},
+        r"method is fast; expected 'auto', 'parallel' or one of 'sequential', ",
+    ),
     "chunk 0": ((B, B), {"chunk": 0}, r"chunk is 0; expected "),
     "chunk not whole": ((B, B), {"chunk": 1.5}, r"chunk is 1\.5; expected "),
     "mesh without axis_name": (

@@ -390,7 +390,11 @@ ERRORS = {
         {"reset": jnp.zeros(3, bool)},
         r"reset is of shape \(3,\); expected shape \(4,\)",
     ),
-    "no such method": ((add, X), {"method": "newton"}, r"method is newton; expected 'auto' or one of 'sequential'"),
+    "no such method": (
+        (add, X),
+        {"method": "newton"},
+        r"method is newton; expected 'auto', 'parallel' or one of 'sequential'",
+    ),
     "chunk below one": ((add, X), {"chunk": -1}, r"chunk is -1; expected "),
     "mesh without axis_name": (
         (add, X),
