@@ -14,3 +14,4 @@ from jaxprob.models._sites import ModelError as ModelError
 from jaxprob.models._sites import deterministic as deterministic
 from jaxprob.models._sites import prefix as prefix
 from jaxprob.models._survey import Site as Site
+from jaxprob.models.state_space import StateSpaceModel as StateSpaceModel

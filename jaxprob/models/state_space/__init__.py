@@ -7,6 +7,7 @@ from jaxprob.models.state_space._durations import explicit_durations as explicit
 from jaxprob.models.state_space._durations import factorial as factorial
 from jaxprob.models.state_space._hidden_markov import HiddenMarkov as HiddenMarkov
 from jaxprob.models.state_space._linear_gaussian import LinearGaussian as LinearGaussian
+from jaxprob.models.state_space._state_space_model import StateSpaceModel as StateSpaceModel
 from jaxprob.models.state_space._structural import Component as Component
 from jaxprob.models.state_space._structural import cycle as cycle
 from jaxprob.models.state_space._structural import decompose as decompose
