@@ -1,5 +1,6 @@
 """Strict settings for every test: no silent promotion, no key used twice, eight virtual devices."""
 
+import itertools
 import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -14,6 +15,21 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+_MAPS = Path("/proc/self/maps")
+_TESTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs():
+    """Forgets what was compiled before a process runs out of memory mappings: Linux allows it 65,530.
+
+    A large program takes a thousand of them, and XLA aborts where there are none left.
+    """
+    yield
+    if next(_TESTS) % 10 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
