@@ -65,7 +65,7 @@ def diagnose(
         `acceptance_rate`; what is missing is not checked.
       summary: `summary(draws)`, if it is there already.
       max_tree_depth: the depth at which the sampler stops doubling.
-      target_acceptance: what the step size was tuned for; by default 0.8 for Hamiltonian samplers (those whose
+      target_acceptance: what the step size was tuned for; by default 0.85 for Hamiltonian samplers (those whose
         statistics have an energy), and unknown for others.
 
     Returns:

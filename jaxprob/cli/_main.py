@@ -103,7 +103,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--target-acceptance",
         type=_fraction,
         metavar="P",
-        help="acceptance that the step size is tuned for (default: 0.85)",
+        help="acceptance that the step size is tuned for (default: 0.85, or 0.95 after divergences)",
     )
     run.add_argument(
         "--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: what suits the size)"

@@ -244,6 +244,22 @@ def test_a_chain_that_begins_far_away_arrives():
     )  # and the metric is learnt: alpha and beta have a correlation of -1
 
 
+@pytest.mark.parametrize("given", [None, 0.8])
+def test_narrow_places_are_met_with_smaller_steps(given):
+    def funnel(q):
+        return -0.5 * (q[0] / 3) ** 2 - 0.5 * jnp.sum(q[1:] ** 2 * jnp.exp(-q[0])) - 0.5 * (q.size - 1) * q[0]
+
+    def normal(q):
+        return -0.5 * jnp.sum(q * q)
+
+    targets = []
+    for log_density in (funnel, normal):
+        tuning = mcmc.warmup(mcmc.nuts, log_density, num_steps=400, axis_name="chain", target_acceptance=given)
+        starts = jax.random.normal(jax.random.key(0), (4, 6))
+        targets.append(float(run_pooled(tuning, jax.random.key(1), 4, 400, starts)[0].shared.target))
+    np.testing.assert_allclose(targets, [0.95, 0.85] if given is None else [given, given], rtol=1e-6)
+
+
 def test_a_descent_goes_to_the_highest_point_of_its_trajectory():
     """Each of many transitions ends as high as any point that a plain one from the same state, with its key, can."""
     starts = jnp.asarray(np.random.default_rng(3).normal(size=(500, 3)) * 4, jnp.float32)

@@ -27,10 +27,13 @@ from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
 from jaxprob.inference.mcmc._dual_averaging import DualAveraging
 from jaxprob.inference.mcmc._log_density import as_log_density
 from jaxprob.inference.mcmc._metric import Metric
+from jaxprob.inference.mcmc._numbers import known_number
 
 METRICS = ("auto", "diagonal", "dense", "low-rank", "block")
 LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
 FAR = 10  # a log density so much below the best, and 5 more for each dimension, is no draw's of the posterior
+TARGET, CAREFUL = 0.85, 0.95  # acceptance aimed at, and where there are narrow places
+POOR, MANY = 0.1, 0.015  # narrow places are where a share of trajectories above the second is accepted below the first
 FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
 
 
@@ -74,6 +77,9 @@ class WarmupShared(NamedTuple):
       window_end: (), transitions after which the window under way closes.
       window: what is remembered of the window under way.
       best: (), the largest log density of any chain in the window under way.
+      poor: (), share of the trajectories of the window under way, once its step size had settled, that were hardly
+        accepted.
+      target: (), acceptance rate that the step size aims at.
       averaging: of the step size.
       step_size: (), for the next transition.
       metric: for the next transition.
@@ -85,6 +91,8 @@ class WarmupShared(NamedTuple):
     window_end: jax.Array
     window: Any
     best: jax.Array
+    poor: jax.Array
+    target: jax.Array
     averaging: DualAveraging
     step_size: jax.Array
     metric: Metric
@@ -156,7 +164,7 @@ def warmup(
     log_density: core.LogDensity,
     *,
     num_steps: int = 1000,
-    target_acceptance: Any = 0.85,
+    target_acceptance: Any = None,
     metric: str = "auto",
     rank: int | None = None,
     blocks: Sequence[str | Sequence[str]] | None = None,
@@ -177,8 +185,9 @@ def warmup(
         `acceptance_rate`.
       log_density: `position -> scalar`.
       num_steps: transitions that tune; at the end of them the tuning stands still.
-      target_acceptance: (), acceptance rate that the step size aims at. More than Stan's 0.8: it costs hardly anything
-        on smooth targets, and narrow places (the neck of a funnel) are missed less often.
+      target_acceptance: (), acceptance rate that the step size aims at. By default 0.85, more than Stan's 0.8, which
+        costs hardly anything; and 0.95 for what follows a window in which some trajectories were hardly accepted
+        though most were: smaller steps miss less of narrow places such as the neck of a funnel.
       metric: "diagonal", "dense", "low-rank" (a diagonal and a few directions, for many dimensions of which few hang
         together), "block" (dense within `blocks`, diagonal elsewhere), or "auto" for what `pick_metric` picks.
       rank: directions of a low-rank metric at most, 16 by default. The window remembers ten draws for each.
@@ -211,8 +220,10 @@ def warmup(
     _check_metric(metric, rank, blocks, estimate)
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
-    if not isinstance(target_acceptance, jax.core.Tracer) and not 0 < target_acceptance < 1:
-        raise core.bad_value("warmup", "target_acceptance", target_acceptance, "a number between 0 and 1")
+    aim, careful = TARGET, CAREFUL
+    if target_acceptance is not None:
+        what = "a number between 0 and 1, or None"
+        aim = careful = known_number("warmup", "target_acceptance", target_acceptance, lambda a: 0 < a < 1, what)
     initial_step_size = hamiltonian.as_step_size(initial_step_size, "warmup")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     _check_kernel(kernel)
@@ -252,6 +263,8 @@ def warmup(
             window_end=window_end_of(plan, plan.start, 0),
             window=window,
             best=jnp.asarray(-jnp.inf, flat.dtype),
+            poor=jnp.zeros((), flat.dtype),
+            target=jnp.asarray(aim, flat.dtype),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
             metric=scale,
@@ -277,9 +290,13 @@ def warmup(
     def tune(kernel: Any, shared: WarmupShared, rate: jax.Array) -> tuple[Any, WarmupShared]:
         plan, transitions = shared.schedule, shared.transitions + 1
         rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
-        averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], target_acceptance)
+        averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], shared.target)
         log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
-        shared = shared._replace(transitions=transitions, averaging=averaging, step_size=jnp.exp(log_step))
+        # The first step sizes after each restart are too large on purpose.
+        settled = jnp.maximum(averaging.updates - dual_averaging.DELAY, 0)
+        poor = jnp.mean(rates < POOR, dtype=shared.poor.dtype)
+        poor = shared.poor + jnp.where(settled > 0, (poor - shared.poor) / jnp.maximum(settled, 1), 0)
+        shared = shared._replace(transitions=transitions, poor=poor, averaging=averaging, step_size=jnp.exp(log_step))
         inside = (transitions > plan.start) & (transitions <= plan.stop)
         kernel, shared = lax.cond(inside, remember, lambda *same: same, kernel, shared)
         return kernel, lax.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
@@ -317,11 +334,14 @@ def warmup(
 
     def close(shared: WarmupShared) -> WarmupShared:
         step_size = jnp.exp(shared.averaging.log_average)
+        late = 2 * shared.transitions > shared.schedule.stop
         return shared._replace(
             windows=shared.windows + 1,
             window_end=window_end_of(shared.schedule, shared.transitions, shared.windows + 1),
             window=jax.tree.map(jnp.zeros_like, shared.window),
             best=jnp.full_like(shared.best, -jnp.inf),
+            poor=jnp.zeros_like(shared.poor),
+            target=jnp.where(late & (shared.poor > MANY), careful, shared.target).astype(shared.target.dtype),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
             metric=metric_estimation.estimate(shared.window, shared.metric),
