@@ -127,8 +127,8 @@ def main():
         rows.append(row)
         print(
             f"{name[:40]:40} leapfrogs of a chain {row['leapfrogs_of_a_chain']:7.0f}; iterations over that: "
-            f"interleaved {row['interleaved']:.2f}, lock-step {row['lock_step']:.2f}; seconds {row['interleaved_s']:.2f} and "
-            f"{row['lock_step_s']:.2f}; same draws: {row['same_draws']}",
+            f"interleaved {row['interleaved']:.2f}, lock-step {row['lock_step']:.2f}; seconds "
+            f"{row['interleaved_s']:.2f} and {row['lock_step_s']:.2f}; same draws: {row['same_draws']}",
             flush=True,
         )
     report = {
