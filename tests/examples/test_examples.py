@@ -128,3 +128,9 @@ def test_a_tpu_pod_gets_one_command_for_all_workers(tmp_path):
     missing = subprocess.run(["bash", job], env=environment, capture_output=True, text=True)
     assert missing.returncode != 0
     assert "usage: tpu_pod.sh NAME ZONE" in missing.stderr
+
+
+def test_a_random_field_of_tags():
+    (f1, illegal), (plain, plain_illegal) = example("tagging").compare(context=False, steps=150)
+    assert f1 > plain + 0.05
+    assert illegal == 0 < plain_illegal
