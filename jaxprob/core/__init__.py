@@ -30,6 +30,7 @@ from jaxprob.core._linalg import solve_triangular as solve_triangular
 from jaxprob.core._linalg import symmetrize as symmetrize
 from jaxprob.core._log_sums import logaddexp as logaddexp
 from jaxprob.core._log_sums import logsumexp as logsumexp
+from jaxprob.core._lyapunov import discrete_lyapunov as discrete_lyapunov
 from jaxprob.core._ordered import ordered_dot as ordered_dot
 from jaxprob.core._ordered import ordered_sum as ordered_sum
 from jaxprob.core._ordered import rounded as rounded

@@ -46,6 +46,11 @@ from jaxprob.distributions._positive import HalfNormal as HalfNormal
 from jaxprob.distributions._positive import InverseGamma as InverseGamma
 from jaxprob.distributions._positive import LogNormal as LogNormal
 from jaxprob.distributions._positive import Weibull as Weibull
+from jaxprob.distributions._stationary import Invertible as Invertible
+from jaxprob.distributions._stationary import PartialAutocorrelation as PartialAutocorrelation
+from jaxprob.distributions._stationary import PartialAutocorrelationMatrices as PartialAutocorrelationMatrices
+from jaxprob.distributions._stationary import Stationary as Stationary
+from jaxprob.distributions._stationary import StationaryMatrices as StationaryMatrices
 from jaxprob.distributions._structured_normal import MultivariateNormalDiagonal as MultivariateNormalDiagonal
 from jaxprob.distributions._structured_normal import MultivariateNormalLowRank as MultivariateNormalLowRank
 from jaxprob.distributions._supports import Angle as Angle

@@ -1,11 +1,15 @@
 """What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations).
 
-In state-space models: `kalman` (Gaussian), `hmm` (discrete), `crf` (linear chains of labels).
+In state-space models: `kalman` (Gaussian), `hmm` (discrete), `hgf` (hierarchical Gaussian), `crf` (linear chains of
+labels), and `parameter_posterior` for their parameters.
 """
 
 from jaxprob.inference import crf as crf
+from jaxprob.inference import hgf as hgf
 from jaxprob.inference import hmm as hmm
 from jaxprob.inference import kalman as kalman
 from jaxprob.inference import mcmc as mcmc
+from jaxprob.inference import shared_response as shared_response
 from jaxprob.inference import smc as smc
 from jaxprob.inference import vi as vi
+from jaxprob.inference._parameters import parameter_posterior as parameter_posterior

@@ -283,7 +283,8 @@ def _fit(
     optimizer = optax.adam(learning_rate)
 
     def replace(model: SharedResponse, found: Any, logs: jax.Array) -> SharedResponse:
-        return SharedResponse(*found, jnp.exp(logs), model.smoothness)
+        loadings, mean, noise = found
+        return SharedResponse(loadings, mean, noise, jnp.exp(logs), model.smoothness)
 
     def step(carry: Any, _: Any) -> tuple[Any, jax.Array]:
         model, state = carry

@@ -130,6 +130,7 @@ def test_a_tpu_pod_gets_one_command_for_all_workers(tmp_path):
     assert "usage: tpu_pod.sh NAME ZONE" in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_random_field_of_tags():
     (f1, illegal), (plain, plain_illegal) = example("tagging").compare(context=False, steps=150)
     assert f1 > plain + 0.05

@@ -6,6 +6,7 @@ from jaxprob.inference.hmm._em import fit as fit
 from jaxprob.inference.hmm._filter import Filtered as Filtered
 from jaxprob.inference.hmm._filter import filter as filter
 from jaxprob.inference.hmm._filter import log_likelihood as log_likelihood
+from jaxprob.inference.hmm._gradient_em import fit_by_gradient as fit_by_gradient
 from jaxprob.inference.hmm._smoother import Path as Path
 from jaxprob.inference.hmm._smoother import Smoothed as Smoothed
 from jaxprob.inference.hmm._smoother import pairwise as pairwise

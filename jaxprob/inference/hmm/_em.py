@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprob import core, scan
+from jaxprob import core
 from jaxprob.distributions import Categorical, Distribution, Independent, MultivariateNormal, Normal, Poisson
+from jaxprob.inference._expectation_maximization import check_steps, iterate
 from jaxprob.inference.hmm import _chain as chains
 from jaxprob.inference.hmm._scores import as_observations, chain_of, has_parts, result_dtype, whole, working
 from jaxprob.models.state_space import HiddenMarkov
@@ -43,8 +44,8 @@ class Fitted:
 
 def em_step(
     model: HiddenMarkov, ys: Any, *, missing: Any = None, batched: bool = False, maximize: Maximize | None = None
-) -> HiddenMarkov:
-    """The model after one step of EM: one whose likelihood is not lower.
+) -> tuple[HiddenMarkov, jax.Array]:
+    """The model after one step of EM, one whose likelihood is not lower; and the log likelihood of the one given.
 
     A parameter of an emission that states share by broadcasting becomes one for each state. A transition that varies in
     time is left as it is.
@@ -59,6 +60,9 @@ def em_step(
         distribution, 0 where an entry is missing, with an axis for each axis of the batch after the states. In closed
         form for Normal, Categorical, Poisson, MultivariateNormal and Independent ones of these.
 
+    Returns:
+      the model, and the log likelihood (), of all series, of the model before.
+
     Raises:
       TypeError: for an emission without a closed form.
       ValueError: as `hmm.filter`; and for a vector that is missing in part.
@@ -66,11 +70,12 @@ def em_step(
     >>> from jaxprob.distributions import Poisson
     >>> from jaxprob.models.state_space import HiddenMarkov
     >>> model = HiddenMarkov([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], Poisson(jnp.array([1.0, 9.0])))
-    >>> em_step(model, jnp.array([0, 1, 2, 12, 10])).emission.rate.round(1).tolist()
+    >>> after, before = em_step(model, jnp.array([0, 1, 2, 12, 10]))
+    >>> after.emission.rate.round(1).tolist()
     [1.0, 10.9...]
     """
     values, seen = _checked("hmm.em_step", model, ys, missing, batched, maximize)
-    return _em_step(model, values, seen, maximize)[0]
+    return _em_step(model, values, seen, maximize)
 
 
 def fit(
@@ -107,8 +112,7 @@ def fit(
     >>> found.model.emission.loc.round(2).tolist(), bool(found.converged)
     ([0.049..., 5.0], True)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise core.bad_value("hmm.fit", "steps", steps, "a number of steps, at least 0")
+    check_steps("hmm.fit", steps)
     values, seen = _checked("hmm.fit", model, ys, missing, batched, maximize)
     return _fit(model, values, seen, tolerance, maximize, steps)
 
@@ -172,17 +176,7 @@ def _cast(leaf: Any, dtype: Any) -> Any:
 def _fit(
     model: HiddenMarkov, ys: jax.Array, seen: jax.Array, tolerance: Any, maximize: Maximize | None, steps: int
 ) -> Fitted:
-    like = jax.eval_shape(lambda model: _em_step(model, ys, seen, maximize)[0], model)
-    model = jax.tree.map(lambda old, new: jnp.broadcast_to(old, new.shape).astype(new.dtype), model, like)
-
-    def step(models: tuple[HiddenMarkov, HiddenMarkov], _: Any) -> tuple[tuple[HiddenMarkov, HiddenMarkov], jax.Array]:
-        after, total = _em_step(models[1], ys, seen, maximize)
-        return (models[1], after), total
-
-    # One step more than asked for, for the likelihood of the last model; the model after it is dropped.
-    (model, _), totals = scan.scan(step, (model, model), length=steps + 1)
-    gain = totals[-1] - totals[-2] if steps else jnp.full_like(totals[-1], jnp.inf)
-    return Fitted(model, totals, gain <= tolerance)
+    return Fitted(*iterate(lambda model: _em_step(model, ys, seen, maximize), model, steps, tolerance))
 
 
 def _shares(counts: jax.Array, before: jax.Array) -> jax.Array:

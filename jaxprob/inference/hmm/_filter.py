@@ -36,9 +36,9 @@ class Filtered:
     @property
     def log_likelihood(self) -> jax.Array:
         """(), of all observations; 0 for none."""
-        if not self.log_likelihoods.shape[0]:
+        if not self.log_likelihoods.shape[-1]:
             return jnp.zeros((), self.log_likelihoods.dtype)
-        return self.log_likelihoods[-1]
+        return self.log_likelihoods[..., -1]
 
 
 def filter(model: HiddenMarkov, ys: Any, *, missing: Any = None, method: str = "auto") -> Filtered:

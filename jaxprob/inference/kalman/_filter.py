@@ -1,23 +1,27 @@
-"""Kalman filters of linear-Gaussian models: one call, and the method that suits the model and the machine."""
+"""Kalman filters: one call, and the method that suits the model and the machine."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxprob import core
+from jaxprob.inference.kalman import _conditional as conditional
+from jaxprob.inference.kalman import _covariance as covariance
 from jaxprob.inference.kalman import _diffuse as diffuse
+from jaxprob.inference.kalman import _nonlinear as nonlinear
 from jaxprob.inference.kalman import _parallel as parallel
 from jaxprob.inference.kalman import _sequential as sequential
 from jaxprob.inference.kalman import _steady as steady
-from jaxprob.inference.kalman._square_root import Moments
-from jaxprob.inference.kalman._steps import as_observations, covariance_of, prepare
-from jaxprob.models.state_space import LinearGaussian
+from jaxprob.inference.kalman._linearize import Laplace, Rule, as_rule
+from jaxprob.inference.kalman._square_root import Moments, Seen
+from jaxprob.inference.kalman._steps import Steps, as_observations, covariance_of, prepare
+from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 
-METHODS = ("auto", "sequential", "steady", "parallel")
+METHODS = ("auto", "sequential", "steady", "parallel", "covariance")
 
 
 @core.pytree
@@ -60,49 +64,92 @@ class Filtered:
     @property
     def log_likelihood(self) -> jax.Array:
         """(), of all observations; 0 for none."""
-        return self.log_likelihoods[-1] if self.log_likelihoods.shape[0] else jnp.zeros((), self.mean.dtype)
+        return self.log_likelihoods[..., -1] if self.log_likelihoods.shape[-1] else jnp.zeros((), self.mean.dtype)
 
 
-def filter(model: LinearGaussian, ys: Any, *, missing: Any = None, method: str = "auto") -> Filtered:
+class How(NamedTuple):
+    """What a program is made for.
+
+    Attributes:
+      function: that was called, for errors.
+      method: for a linear model.
+      rule: for one that is not; None else.
+      iterations: of each linearisation.
+    """
+
+    function: str
+    method: str
+    rule: Rule | None = None
+    iterations: int = 1
+
+
+def filter(
+    model: LinearGaussian | StateSpaceModel,
+    ys: Any,
+    *,
+    missing: Any = None,
+    method: str = "auto",
+    linearize: Any = None,
+    iterations: int = 1,
+) -> Filtered:
     """The states of a model given what has been observed so far, and the likelihood of the observations.
 
     Args:
-      model: a `LinearGaussian`.
+      model: a `LinearGaussian`, or a `StateSpaceModel`, of which means and covariances of its laws are used.
       ys: (time, m), or (time,) where m = 1. NaN is missing, entry by entry.
       missing: booleans of the same shape, true where an entry is missing; shorter series of a batch are padded, and
         missing there.
       method: "sequential"; "steady", sequential until the covariances stand still and a linear recurrence from there
         on, for models in which nothing varies (a series with missing entries, or one that does not settle, is filtered
         as by "sequential"); "parallel" in time; or "auto": parallel on an accelerator, else steady where the model
-        allows it. All carry square roots and agree to rounding.
+        allows it. All of these carry square roots and agree to rounding. "covariance" carries covariances, which is
+        cheaper with many numbers at a time (not with few) and least safe: for models in which all that is observed has
+        noise, and in float32 for variances of similar sizes; what is lost is NaN. A `StateSpaceModel` is filtered
+        sequentially.
+      linearize: how a `StateSpaceModel` is made linear at each time: "extended" (the default), "unscented", "cubature",
+        "gauss_hermite", or one of `kalman.extended()`, `kalman.unscented(...)` and so on. An observation whose mean
+        does not depend on the state tells these nothing; "laplace" takes its density instead of its moments. On a
+        `LinearGaussian` all are the Kalman filter.
+      iterations: how often each observation is linearised, first at the predicted law and then at what it made of
+        that: iterated extended and iterated posterior linearisation filters.
 
     Returns:
       `Filtered`.
 
     Raises:
-      ValueError: if shapes or time axes do not fit, or an observation is infinite.
+      ValueError: if shapes or time axes do not fit, an observation is infinite, or a law has no moments.
       TypeError: if the model is none.
 
     >>> from jaxprob.models.state_space import LinearGaussian
     >>> walk = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.ones(1))
     >>> found = filter(walk, jnp.array([1.0, jnp.nan, 3.0]))
     >>> print(*(f"{x:.3f}" for x in found.mean[:, 0]), f"{found.log_likelihood:.3f}")
-    0.500 0.500 2.286 -4.168
+    0.500 0.500 2.286 -3.954
 
-    Source: Durbin & Koopman (2012), "Time series analysis by state space methods", chapters 4 to 6.
+    Source: Durbin & Koopman (2012), "Time series analysis by state space methods", chapters 4 to 6; Särkkä & Svensson
+    (2023), "Bayesian filtering and smoothing", chapters 7 to 10, for models that are not linear.
     """
-    values, seen = as_observations("kalman.filter", model, ys, missing)
-    return _filter(model, values, seen, pick("kalman.filter", model, values.shape[0], method))
+    return _filter(model, *as_request("kalman.filter", model, ys, missing, method, linearize, iterations))
 
 
-def log_likelihood(model: LinearGaussian, ys: Any, *, missing: Any = None, method: str = "auto") -> jax.Array:
+def log_likelihood(
+    model: LinearGaussian | StateSpaceModel,
+    ys: Any,
+    *,
+    missing: Any = None,
+    method: str = "auto",
+    linearize: Any = None,
+    iterations: int = 1,
+) -> jax.Array:
     """The log density of the observations, (): that of `filter`, which keeps nothing else.
 
     Args:
-      model: a `LinearGaussian`.
+      model: a `LinearGaussian` or `StateSpaceModel`.
       ys: (time, m), or (time,) where m = 1. NaN is missing, entry by entry.
       missing: booleans of the same shape, true where an entry is missing.
       method: see `filter`.
+      linearize: see `filter`.
+      iterations: see `filter`.
 
     Raises:
       ValueError, TypeError: as `filter` does.
@@ -112,8 +159,30 @@ def log_likelihood(model: LinearGaussian, ys: Any, *, missing: Any = None, metho
     >>> round(log_likelihood(still, jnp.zeros(2)).item(), 4)  # two standard normal numbers at zero
     -1.8379
     """
-    values, seen = as_observations("kalman.log_likelihood", model, ys, missing)
-    return _log_likelihood(model, values, seen, pick("kalman.log_likelihood", model, values.shape[0], method))
+    function = "kalman.log_likelihood"
+    return _log_likelihood(model, *as_request(function, model, ys, missing, method, linearize, iterations))
+
+
+def as_request(
+    function: str, model: Any, ys: Any, missing: Any, method: str, linearize: Any = None, iterations: int = 1
+) -> tuple[jax.Array, jax.Array, How]:
+    """Checks what a verb was asked for: observations, where they are there, and how to go about it."""
+    if not isinstance(model, LinearGaussian | StateSpaceModel):
+        raise core.bad_type(function, "model", model, "a LinearGaussian or a StateSpaceModel")
+    rule = as_rule(function, linearize)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise core.bad_value(function, "iterations", iterations, "a number of linearisations, at least 1")
+    if not isinstance(model, StateSpaceModel):
+        values, seen = as_observations(function, model, ys, missing)
+        return values, seen, How(function, pick(function, model, values.shape[0], method))
+    values, seen = conditional.as_observations(function, model, ys, missing)
+    if method not in ("auto", "sequential"):
+        got, todo = f"{core.describe(method)}, and the model is not linear", "kalman.iterated_smooth has a parallel one"
+        expected = "'sequential' or 'auto'" if method in METHODS else f"one of {METHODS}"
+        raise core.bad_value(function, "method", got, expected, todo)
+    if isinstance(rule, Laplace) and iterations > 1:
+        raise core.bad_value(function, "iterations", iterations, "1 with 'laplace', which iterates by itself")
+    return values, seen, How(function, "sequential", rule, iterations)
 
 
 def pick(function: str, model: LinearGaussian, times: int, method: str) -> str:
@@ -130,17 +199,33 @@ def pick(function: str, model: LinearGaussian, times: int, method: str) -> str:
     return "sequential" if method == "steady" and times < 4 * steady.SETTLING else method
 
 
-RUN = {"sequential": sequential.run, "steady": steady.run, "parallel": parallel.run}
+RUN = {
+    "sequential": sequential.run,
+    "steady": steady.run,
+    "parallel": parallel.run,
+    "covariance": covariance.run,
+    "two_filter": sequential.run,
+}
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _filter(model: LinearGaussian, ys: jax.Array, seen: jax.Array, method: str) -> Filtered:
+def run(
+    model: LinearGaussian | StateSpaceModel, ys: jax.Array, seen: jax.Array, how: How
+) -> tuple[Steps, Moments, Moments, Seen]:
+    """The steps of a model, its predicted and filtered moments and what was seen, time leading."""
+    if isinstance(model, StateSpaceModel):
+        assert how.rule is not None
+        return nonlinear.run(how.function, model, ys, seen, how.rule, how.iterations)
     steps = prepare(model, ys, seen)
-    predicted, moments, found = RUN[method](steps)
+    return steps, *RUN[how.method](steps)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def _filter(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> Filtered:
+    _, predicted, moments, found = run(model, ys, seen, how)
     roots = before = None
     innovation = found.innovation[..., 0]
-    if model.diffuse_size:
-        roots = diffuse.information(found.innovation, method)
+    if moments.mean.shape[2] > 1:
+        roots = diffuse.information(found.innovation, how.method)
         before = jnp.concatenate([jnp.zeros_like(roots[:1]), roots[:-1]])
         innovation = jax.vmap(diffuse.innovations)(found.innovation, before)
         mean, factor = jax.vmap(diffuse.integrate)(moments, roots)
@@ -152,12 +237,16 @@ def _filter(model: LinearGaussian, ys: jax.Array, seen: jax.Array, method: str) 
     return jax.tree.map(lambda leaf: leaf.astype(ys.dtype), result)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _log_likelihood(model: LinearGaussian, ys: jax.Array, seen: jax.Array, method: str) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="how")
+def _log_likelihood(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> jax.Array:
     if not ys.shape[0]:
         return jnp.zeros((), ys.dtype)
-    found = RUN[method](prepare(model, ys, seen), keep=False)[2]
-    roots = diffuse.information(found.innovation, method) if model.diffuse_size else None
+    if isinstance(model, StateSpaceModel):
+        found = run(model, ys, seen, how)[3]
+    else:
+        found = RUN[how.method](prepare(model, ys, seen), keep=False)[2]
+    diffused = found.innovation.shape[2] > 1
+    roots = diffuse.information(found.innovation, how.method) if diffused else None
     return diffuse.log_likelihoods(found, roots)[-1].astype(ys.dtype)
 
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from jaxprob import core, scan
+from jaxprob.inference.kalman import _conditional as conditional
 from jaxprob.inference.kalman._filter import Filtered
+from jaxprob.inference.kalman._linearize import Extended, Laplace, SigmaPoints, as_rule
 from jaxprob.inference.kalman._square_root import Moments, predict, product, square_root
 from jaxprob.inference.kalman._steps import covariance_of
-from jaxprob.models.state_space import LinearGaussian
+from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 from jaxprob.models.state_space._linear_gaussian import DYNAMICS
 
 
@@ -54,13 +56,16 @@ class Forecast:
         return self.mean - spread, self.mean + spread
 
 
-def forecast(model: LinearGaussian, filtered: Filtered, steps: int) -> Forecast:
+def forecast(
+    model: LinearGaussian | StateSpaceModel, filtered: Filtered, steps: int, *, linearize: Any = None
+) -> Forecast:
     """What follows the data that a filter has seen.
 
     Args:
       model: the one that was filtered with; where entries vary in time, one that goes on for `steps` more.
       filtered: what `filter` returned.
       steps: how many times ahead.
+      linearize: see `kalman.filter`; a rule that takes moments.
 
     Returns:
       `Forecast`.
@@ -80,11 +85,18 @@ def forecast(model: LinearGaussian, filtered: Filtered, steps: int) -> Forecast:
     if not times:
         raise core.bad_value("kalman.forecast", "filtered", "of no times", "at least one")
     if not model.fits(times + steps):
-        got = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
+        got = "one whose inputs end before or after that"
+        if isinstance(model, LinearGaussian):
+            got = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
         todo = "Filter with model.until(time) of a model that goes on"
         raise core.bad_value("kalman.forecast", "model", got, f"one of {times + steps} times", todo)
     last = (filtered.mean[-1], filtered.factor[-1])
-    return _forecast(model, last, times, steps)
+    rule = as_rule("kalman.forecast", linearize)
+    if not isinstance(model, StateSpaceModel):
+        return _forecast(model, last, times, steps)
+    if isinstance(rule, Laplace):
+        raise core.bad_value("kalman.forecast", "linearize", "'laplace'", "a rule that takes moments", "Try 'cubature'")
+    return _forecast_by(rule, model, last, times, steps)
 
 
 @functools.partial(jax.jit, static_argnames=("times", "steps"))
@@ -105,6 +117,32 @@ def _forecast(model: LinearGaussian, last: tuple[jax.Array, jax.Array], times: i
         mean = product(emission, moments.mean)[:, 0] + entry("emission_offset", step)
         seen = product(emission, moments.factor)
         return moments, (mean, core.symmetrize(product(seen, seen.T) + noise), moments)
+
+    start = Moments(jnp.expand_dims(last[0], 1).astype(dtype), last[1].astype(dtype))
+    _, (mean, covariance, moments) = scan.scan(ahead, start, jnp.arange(steps))
+    result = Forecast(mean, covariance, moments.mean[:, :, 0], moments.factor)
+    return jax.tree.map(lambda leaf: leaf.astype(low), result)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "times", "steps"))
+def _forecast_by(
+    rule: Extended | SigmaPoints, model: StateSpaceModel, last: tuple[jax.Array, jax.Array], times: int, steps: int
+) -> Forecast:
+    low = last[0].dtype
+    dtype, function = conditional.working_dtype(model, last[0]), "kalman.forecast"
+
+    def linear(given: conditional.Given, moments: Moments) -> Any:
+        return rule.linearize(given, moments.mean[:, 0], moments.factor)
+
+    def ahead(moments: Moments, step: Any) -> tuple[Moments, Any]:
+        time = times + step
+        move = linear(conditional.transition(function, model, time - 1, dtype), moments)
+        moments = predict(moments, move.matrix, move.offset, conditional.root_of(move.covariance))
+        seen = linear(conditional.observation(function, model, time, dtype), moments)
+        spread = product(seen.matrix, moments.factor)
+        noise = seen.covariance if seen.covariance.ndim == 2 else jnp.diag(seen.covariance)
+        mean = product(seen.matrix, moments.mean)[:, 0] + seen.offset
+        return moments, (mean, core.symmetrize(product(spread, spread.T) + noise), moments)
 
     start = Moments(jnp.expand_dims(last[0], 1).astype(dtype), last[1].astype(dtype))
     _, (mean, covariance, moments) = scan.scan(ahead, start, jnp.arange(steps))

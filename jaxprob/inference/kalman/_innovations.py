@@ -39,7 +39,7 @@ def innovation_tests(innovation: Any, lags: int = 10) -> InnovationTests:
     """Tests the standardised innovations of a filter.
 
     Args:
-      innovation: (time, m), `Filtered.innovation`. Zeros (missing) and NaN (diffuse) take no part.
+      innovation: what `filter` found, or its `innovation` (time, m). Zeros (missing) and NaN (diffuse) take no part.
       lags: of the autocorrelations, fewer than times.
 
     Raises:
@@ -52,7 +52,7 @@ def innovation_tests(innovation: Any, lags: int = 10) -> InnovationTests:
     >>> bool(innovation_tests(3 * white).squared_p_value > 0.01)
     False
     """
-    e = core.as_float(innovation)
+    e = core.as_float(getattr(innovation, "innovation", innovation))
     if e.ndim != 2:
         raise core.bad_value("kalman.innovation_tests", "innovation", e, "an array (time, m)")
     if isinstance(lags, bool) or not isinstance(lags, int) or not 1 <= lags < e.shape[0]:

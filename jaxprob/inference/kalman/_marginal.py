@@ -11,7 +11,7 @@ from jaxprob import core, scan
 from jaxprob.distributions import Distribution, Identity, Support
 from jaxprob.inference.kalman._filter import log_likelihood, pick
 from jaxprob.inference.kalman._square_root import square_root
-from jaxprob.models.state_space import LinearGaussian
+from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 
 
 @core.pytree
@@ -97,7 +97,7 @@ def marginal(model: LinearGaussian, length: int, *, method: str = "auto") -> Mar
     >>> walk = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.ones(1))
     >>> series = marginal(walk, 3)
     >>> series.event_shape, f"{series.log_prob(jnp.array([1.0, jnp.nan, 3.0])):.3f}"
-    ((3,), '-4.168')
+    ((3,), '-3.954')
     """
     if not isinstance(model, LinearGaussian):
         raise core.bad_type("kalman.marginal", "model", model, "a LinearGaussian")
@@ -108,12 +108,13 @@ def marginal(model: LinearGaussian, length: int, *, method: str = "auto") -> Mar
     return Marginal(model, length, method)
 
 
-def simulate(key: core.Key, model: LinearGaussian, length: int) -> tuple[jax.Array, jax.Array]:
+def simulate(key: core.Key, model: LinearGaussian | StateSpaceModel, length: int) -> tuple[jax.Array, jax.Array]:
     """States (length, n) and observations (length, m) drawn from a model.
 
     Args:
       key: random key.
-      model: a `LinearGaussian`. What is diffuse of the initial state is at its mean.
+      model: a `LinearGaussian`, of which what is diffuse of the initial state is at its mean; or a `StateSpaceModel`,
+        of whose own shapes states and observations are.
       length: times.
 
     >>> from jaxprob.models.state_space import LinearGaussian
@@ -122,28 +123,30 @@ def simulate(key: core.Key, model: LinearGaussian, length: int) -> tuple[jax.Arr
     >>> states.shape, ys.shape
     ((5, 1), (5, 1))
     """
+    if isinstance(model, StateSpaceModel):
+        return model.sample(key, length)
     if not model.fits(length):
         raise core.bad_value("kalman.simulate", "length", length, "as many times as the model spans")
     keys = jax.random.split(core.as_key(key, "kalman.simulate"), 3)
     dtype, n, m = model.dynamics.dtype, model.state_size, model.observation_size
-    model = jax.tree.map(lambda leaf: leaf.astype(core.accumulator_dtype(dtype)), model)
-    wide = model.dynamics.dtype
+    linear: LinearGaussian = jax.tree.map(lambda leaf: leaf.astype(core.accumulator_dtype(dtype)), model)
+    wide = linear.dynamics.dtype
 
     def noise(key: core.Key, name: str, times: int, size: int) -> jax.Array:
-        white, covariance = jax.random.normal(key, (times, size), wide), getattr(model, name)
-        if covariance.ndim - (name in model.time_varying) == 1:
+        white, covariance = jax.random.normal(key, (times, size), wide), getattr(linear, name)
+        if covariance.ndim - (name in linear.time_varying) == 1:
             return white * jnp.broadcast_to(jnp.sqrt(covariance), white.shape)
-        if name not in model.time_varying:
+        if name not in linear.time_varying:
             return core.matmul(white, square_root(covariance).T)
         return core.matvec(jax.vmap(square_root)(covariance[:times]), white)
 
     def entry(name: str, times: int) -> jax.Array:
-        array = getattr(model, name)
-        return array[:times] if name in model.time_varying else jnp.broadcast_to(array, (times, *array.shape))
+        array = getattr(linear, name)
+        return array[:times] if name in linear.time_varying else jnp.broadcast_to(array, (times, *array.shape))
 
     moves = length - 1
-    first = model.initial_mean + core.matvec(
-        square_root(model.initial_covariance), jax.random.normal(keys[0], (n,), wide)
+    first = linear.initial_mean + core.matvec(
+        square_root(linear.initial_covariance), jax.random.normal(keys[0], (n,), wide)
     )
     shifts = entry("dynamics_offset", moves) + noise(keys[1], "dynamics_covariance", moves, n)
     later = scan.affine(entry("dynamics", moves), shifts, first).states

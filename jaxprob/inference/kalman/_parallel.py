@@ -25,7 +25,7 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     every = steps.everywhere
     n = steps.start.mean.shape[0]
     before = Step(*(jnp.concatenate([entry[:1], entry[:-1]]) for entry in every))
-    elements = jax.vmap(_element)(before, every)
+    elements = jax.vmap(element)(before, every)
     first = observe(steps.start, *(leaf[0] for leaf in every[3:]))[0]
     zero = jnp.zeros((n, n), first.mean.dtype)
     start = monoids.SquareRootFilterElement(zero, first.mean, first.factor, jnp.zeros_like(first.mean), zero)
@@ -45,7 +45,7 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     return (predicted, after, seen) if keep else (None, None, seen)
 
 
-def _element(before: Step, step: Step) -> Any:
+def element(before: Step, step: Step) -> Any:
     """Prediction from the time before, and conditioning: as a map of the state there, and a likelihood of it."""
     n = before.dynamics.shape[0]
     columns = step.values.shape[1]

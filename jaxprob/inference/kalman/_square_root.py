@@ -40,11 +40,13 @@ def loop(length: int, body: Any, carry: Any) -> Any:
     return carry
 
 
-def triangularize(rows: jax.Array) -> jax.Array:
+def triangularize(rows: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
     """The root L of A A^T: lower triangular, with a column of zeros for each row of A that depends on those above it.
 
     Args:
       rows: A, (n, k).
+      sizes: (n,), of what rows are sums of, where that may cancel: a row that is left with rounding keeps its value,
+        but the derivative of its direction would be noise.
 
     Returns:
       (n, n). Derivatives of whatever depends on L L^T are right at any rank.
@@ -54,17 +56,24 @@ def triangularize(rows: jax.Array) -> jax.Array:
         return jnp.zeros((n, n), rows.dtype)
     # The square of what rounding leaves of a row that depends on others.
     squares = lax.stop_gradient(jnp.sum(rows * rows, 1))
-    least = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2 * squares
+    share = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2
+    least, firm = share * squares, share * (squares if sizes is None else jnp.maximum(squares, sizes * sizes))
     if n <= UNROLLED:
-        return _gram_schmidt(rows, least)
+        return _gram_schmidt(rows, least, firm)
     # Reflections are faster than a loop over columns, but leave anything in the column of a row that depends on others.
     factor = core.tria(rows)
-    regular = jnp.all(lax.stop_gradient(jnp.diagonal(factor)) ** 2 > least)
-    return lax.cond(regular, lambda rows, factor: factor, lambda rows, factor: _gram_schmidt(rows, least), rows, factor)
+    regular = jnp.all(lax.stop_gradient(jnp.diagonal(factor)) ** 2 > firm)
+    return lax.cond(
+        regular, lambda rows, factor: factor, lambda rows, _: _gram_schmidt(rows, least, firm), rows, factor
+    )
 
 
-def _gram_schmidt(rows: jax.Array, least: jax.Array) -> jax.Array:
-    """The root of `triangularize`; a row whose square is `least` or less, once those above are taken out, depends."""
+def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array) -> jax.Array:
+    """The root of `triangularize`.
+
+    A row whose square is `least` or less, once those above are taken out, depends on them; of one whose square is no
+    more than `firm`, the direction is held fixed in derivatives.
+    """
     n = rows.shape[0]
 
     def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -73,6 +82,7 @@ def _gram_schmidt(rows: jax.Array, least: jax.Array) -> jax.Array:
         square = jnp.sum(row * row)
         independent = square > least[i]
         direction = jnp.where(independent, row * lax.rsqrt(jnp.where(independent, square, 1)), 0)
+        direction = jnp.where(square > firm[i], direction, lax.stop_gradient(direction))
         along = jnp.sum(rest * jnp.expand_dims(direction, 0), 1)
         along = jnp.where(jnp.arange(n) >= i, along, 0)
         rest = rest - jnp.expand_dims(along, 1) * jnp.expand_dims(direction, 0)
@@ -93,9 +103,9 @@ def square_root(covariance: jax.Array) -> jax.Array:
     least = 8 * n * jnp.finfo(covariance.dtype).eps
     # Of the correlation: the powers of tiny variances that derivatives are made of would overflow.
     variances = jnp.diagonal(covariance)
-    there = variances > 0
-    scale = jnp.where(there, jnp.sqrt(jnp.where(there, variances, 1)), 0)
-    inverse = jnp.where(there, 1 / jnp.where(there, scale, 1), 0)
+    # One that is zero may have a derivative, and one that is NaN stays.
+    scale = jnp.sqrt(jnp.where((variances == 0) | (variances < 0), 1, variances))
+    inverse = 1 / scale
     correlation = covariance * jnp.expand_dims(inverse, 1) * jnp.expand_dims(inverse, 0)
 
     def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -110,10 +120,10 @@ def square_root(covariance: jax.Array) -> jax.Array:
     return jnp.expand_dims(scale, 1) * loop(n, column, (correlation, jnp.zeros_like(covariance)))[1]
 
 
-def right_solve(factor: jax.Array, matrix: jax.Array) -> jax.Array:
+def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0) -> jax.Array:
     """X with X L = B, for a root L (n, n) and B (k, n) whose rows are in the span of those of L.
 
-    Columns of zeros in L have zeros in X.
+    Columns of zeros in L have zeros in X, and so has what is left of B where it is no larger than `least`, () or (k,).
     """
     n = factor.shape[0]
 
@@ -121,8 +131,9 @@ def right_solve(factor: jax.Array, matrix: jax.Array) -> jax.Array:
         i = n - 1 - index
         pivot = factor[i, i]
         known = jnp.sum(solution * jnp.expand_dims(factor[:, i], 0), 1)
-        there = jnp.abs(pivot) > 0
-        value = jnp.where(there, (matrix[:, i] - known) / jnp.where(there, pivot, 1), 0)
+        rest = matrix[:, i] - known
+        there = (jnp.abs(pivot) > 0) & (jnp.abs(rest) > least)
+        value = jnp.where(there, rest / jnp.where(there, pivot, 1), 0)
         return solution.at[:, i].set(value)
 
     return loop(n, column, jnp.zeros(matrix.shape, matrix.dtype))
@@ -190,7 +201,8 @@ def observe_one(
     safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
     kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
     moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
-    new_factor = factor * jnp.expand_dims(kept, 0) - gains * jnp.expand_dims(moved, 0)
+    rest, taken = factor * jnp.expand_dims(kept, 0), gains * jnp.expand_dims(moved, 0)
+    new_factor = _without_rounding(rest - taken, jnp.abs(rest) + jnp.abs(taken), 2)
 
     there = seen & (total > 0)
     scale = jnp.sqrt(jnp.where(there, total, 1))
@@ -203,6 +215,15 @@ def observe_one(
     close = jnp.abs(residual[0]) <= 64 * n * jnp.finfo(f.dtype).eps * size
     impossible = seen & ~(total > 0) & ~close
     return new, Seen(innovation, jnp.where(impossible, jnp.inf, jnp.where(there, HALF_LOG_TAU + jnp.log(scale), 0)))
+
+
+def _without_rounding(sums: jax.Array, sizes: jax.Array, terms: int) -> jax.Array:
+    """Sums of so many terms, zero where they are no larger than their rounding: what is known has no variance left.
+
+    Derivatives are those of the sums.
+    """
+    rounding = jnp.abs(sums) <= terms * jnp.finfo(sums.dtype).eps * sizes
+    return sums - lax.stop_gradient(jnp.where(rounding, sums, 0))
 
 
 def observe(
@@ -222,7 +243,7 @@ def observe(
     """
     m = rows.shape[0]
     if noise.ndim == 2:
-        rows, noise, values = _decorrelate(rows, noise, values, seen) if m > 1 else (rows, noise[0], values)
+        rows, noise, values = decorrelate(rows, noise, values, seen) if m > 1 else (rows, noise[0], values)
     if m <= UNROLLED:
         found = []
         for i in range(m):
@@ -238,7 +259,7 @@ def observe(
     return lax.fori_loop(0, m, body, (moments, empty))
 
 
-def _decorrelate(
+def decorrelate(
     rows: jax.Array, noise: jax.Array, values: jax.Array, seen: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Numbers with independent noise that say the same: R = U diag(r) U^T, U of unit diagonal, of what is not missing.
@@ -267,4 +288,7 @@ def predict(moments: Moments, dynamics: jax.Array, offset: jax.Array, noise: jax
     """The law of the next state, x+ = F x + b + G w, with the root G (n, k) of the noise."""
     mean = product(dynamics, moments.mean)
     mean = mean.at[:, 0].add(offset)
-    return Moments(mean, triangularize(jnp.concatenate([product(dynamics, moments.factor), noise], 1)))
+    # What a row would be if nothing in it cancelled.
+    sizes = core.matvec(jnp.abs(dynamics), jnp.sqrt(jnp.sum(lax.stop_gradient(moments.factor) ** 2, 1)))
+    rows = jnp.concatenate([product(dynamics, moments.factor), noise], 1)
+    return Moments(mean, triangularize(rows, lax.stop_gradient(sizes)))

@@ -78,11 +78,18 @@ def as_observations(function: str, model: LinearGaussian, ys: Any, missing: Any)
     """
     if not isinstance(model, LinearGaussian):
         raise core.bad_type(function, "model", model, "a LinearGaussian")
-    m = model.observation_size
+    return check_observations(function, model, model.observation_size, ys, missing)
+
+
+def check_observations(function: str, model: Any, m: int, ys: Any, missing: Any) -> tuple[jax.Array, jax.Array]:
+    """As `as_observations`, for any model of m numbers at a time that says whether it `fits` a number of times."""
     ys = _along_time(function, "ys", core.as_float(ys), m)
     if not model.fits(ys.shape[0]):
-        entries = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
-        got, todo = f"of {ys.shape[0]} times, and the model has {entries}", "Cut a longer model with model.until(time)"
+        got = f"of {ys.shape[0]} times, and the inputs of the model of others"
+        if isinstance(model, LinearGaussian):
+            entries = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
+            got = f"of {ys.shape[0]} times, and the model has {entries}"
+        todo = "Cut a longer model with model.until(time)"
         raise core.bad_value(function, "ys", got, "as many times as the model spans", todo)
     if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys)).any():
         raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")

@@ -220,7 +220,8 @@ def warmup(
     _check_metric(metric, rank, blocks, estimate)
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
-    aim, careful = TARGET, CAREFUL
+    aim: Any = TARGET
+    careful: Any = CAREFUL
     if target_acceptance is not None:
         what = "a number between 0 and 1, or None"
         aim = careful = known_number("warmup", "target_acceptance", target_acceptance, lambda a: 0 < a < 1, what)

@@ -1,5 +1,9 @@
 """State-space models: what moves in time unseen, and what is seen of it."""
 
+from jaxprob.models.state_space._autoregressive import arima as arima
+from jaxprob.models.state_space._autoregressive import arma as arma
+from jaxprob.models.state_space._autoregressive import autoregressive as autoregressive
+from jaxprob.models.state_space._autoregressive import sarimax as sarimax
 from jaxprob.models.state_space._conditional_random_field import LinearChain as LinearChain
 from jaxprob.models.state_space._continuous import integrated_wiener as integrated_wiener
 from jaxprob.models.state_space._continuous import matern as matern
@@ -7,6 +11,11 @@ from jaxprob.models.state_space._durations import explicit_durations as explicit
 from jaxprob.models.state_space._durations import factorial as factorial
 from jaxprob.models.state_space._hidden_markov import HiddenMarkov as HiddenMarkov
 from jaxprob.models.state_space._linear_gaussian import LinearGaussian as LinearGaussian
+from jaxprob.models.state_space._linear_sde import linear_sde as linear_sde
+from jaxprob.models.state_space._linear_sde import ornstein_uhlenbeck as ornstein_uhlenbeck
+from jaxprob.models.state_space._spike_trains import FreeWeights as FreeWeights
+from jaxprob.models.state_space._spike_trains import OneHotWeights as OneHotWeights
+from jaxprob.models.state_space._spike_trains import spike_trains as spike_trains
 from jaxprob.models.state_space._state_space_model import StateSpaceModel as StateSpaceModel
 from jaxprob.models.state_space._structural import Component as Component
 from jaxprob.models.state_space._structural import cycle as cycle
@@ -17,3 +26,7 @@ from jaxprob.models.state_space._structural import observed_with as observed_wit
 from jaxprob.models.state_space._structural import regression as regression
 from jaxprob.models.state_space._structural import seasonal as seasonal
 from jaxprob.models.state_space._structural import trigonometric_seasonal as trigonometric_seasonal
+from jaxprob.models.state_space._switching import SwitchingLinearGaussian as SwitchingLinearGaussian
+from jaxprob.models.state_space._vector import dynamic_factor as dynamic_factor
+from jaxprob.models.state_space._vector import vector_arma as vector_arma
+from jaxprob.models.state_space._vector import vector_autoregression as vector_autoregression

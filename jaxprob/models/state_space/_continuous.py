@@ -53,7 +53,7 @@ def matern(times: Any, lengthscale: Any, scale: Any, smoothness: float = 1.5) ->
     for name, value in (("lengthscale", lengthscale), ("scale", scale)):
         if not isinstance(value, jax.core.Tracer) and not (np.ndim(value) == 0 and 0 < value < math.inf):
             raise core.bad_value("matern", name, value, "a number above zero")
-    steps, dtype = _steps("matern", times, lengthscale, scale)
+    steps, dtype = steps_between("matern", times, lengthscale, scale)
     p = int(order)
     rate = math.sqrt(2 * smoothness) / jnp.asarray(lengthscale, dtype)
     variance = jnp.asarray(scale, dtype) ** 2
@@ -104,7 +104,7 @@ def integrated_wiener(times: Any, scale: Any, order: int = 1) -> LinearGaussian:
         raise core.bad_value("integrated_wiener", "order", order, "an integer of at least 0")
     if not isinstance(scale, jax.core.Tracer) and not (np.ndim(scale) == 0 and 0 <= scale < math.inf):
         raise core.bad_value("integrated_wiener", "scale", scale, "a standard deviation, at least 0")
-    steps, dtype = _steps("integrated_wiener", times, scale)
+    steps, dtype = steps_between("integrated_wiener", times, scale)
     n = order + 1
     power = np.array([[max(j - i, 0) for j in range(n)] for i in range(n)])
     weight = np.array([[1 / math.factorial(j - i) if j >= i else 0.0 for j in range(n)] for i in range(n)])
@@ -132,7 +132,7 @@ def integrated_wiener(times: Any, scale: Any, order: int = 1) -> LinearGaussian:
     )
 
 
-def _steps(function: str, times: Any, *others: Any) -> tuple[jax.Array, Any]:
+def steps_between(function: str, times: Any, *others: Any) -> tuple[jax.Array, Any]:
     """Time between observations (time - 1,), and the dtype to work in."""
     arrays = [core.as_float(x) for x in (times, *others) if isinstance(x, (jax.Array, np.ndarray))]
     dtype = core.result_dtype(*arrays)

@@ -8,6 +8,7 @@ Source: Durbin & Koopman (2012), "Time series analysis by state space methods", 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,10 @@ class StateSpaceModel:
     def fits(self, steps: int) -> bool:
         """Whether the model spans that many observations; one without inputs spans any number."""
         return {leaf.shape[0] for leaf in jax.tree.leaves(self.inputs)} <= {steps}
+
+    def until(self, time: int) -> StateSpaceModel:
+        """The model of the first `time` observations; itself without inputs."""
+        return dataclasses.replace(self, inputs=jax.tree.map(lambda leaf: leaf[:time], self.inputs))
 
     def sample(self, key: core.Key, steps: int) -> tuple[jax.Array, jax.Array]:
         """States (steps, *state_shape) and observations (steps, *observation_shape), drawn from the model.

@@ -116,9 +116,9 @@ def cycle(period: Any, damping: Any, disturbance: Any) -> LinearGaussian:
     Raises:
       ValueError: for a damping that is not between 0 and 1, or a period that is not above zero.
     """
-    _check_number("cycle", "damping", damping, lambda x: 0 <= x < 1, "from 0 to below 1")
-    _check_number("cycle", "period", period, lambda x: x > 0, "above zero")
-    dtype = _dtype(period, damping, disturbance)
+    check_number("cycle", "damping", damping, lambda x: 0 <= x < 1, "from 0 to below 1")
+    check_number("cycle", "period", period, lambda x: x > 0, "above zero")
+    dtype = dtype_of(period, damping, disturbance)
     rho, angle = jnp.asarray(damping, dtype), 2 * math.pi / jnp.asarray(period, dtype)
     sine, cosine = rho * jnp.sin(angle), rho * jnp.cos(angle)
     moves = jnp.stack([jnp.stack([cosine, sine]), jnp.stack([-sine, cosine])])
@@ -194,8 +194,8 @@ def _component(
 ) -> LinearGaussian:
     """A model of one observed series, diffuse where it has no `start`."""
     for argument, value in deviations.items():
-        _check_number(name, argument, value, lambda x: (x >= 0) & (x < math.inf), "a standard deviation, at least 0")
-    dtype = _dtype(dynamics, emission, noise, start, *steps)
+        check_number(name, argument, value, lambda x: (x >= 0) & (x < math.inf), "a standard deviation, at least 0")
+    dtype = dtype_of(dynamics, emission, noise, start, *steps)
     n = np.shape(dynamics)[-1]
     variances = jnp.stack([jnp.asarray(x, dtype) ** 2 for x in steps]) if n else jnp.zeros((0,), dtype)
     return LinearGaussian(
@@ -210,13 +210,13 @@ def _component(
     )
 
 
-def _dtype(*values: Any) -> Any:
+def dtype_of(*values: Any) -> Any:
     """Of the arrays among them; numbers of Python, and matrices that are written out here, have none of their own."""
     arrays = [core.as_float(x) for x in values if isinstance(x, jax.Array)]
     return core.result_dtype(*arrays) if arrays else core.as_float(0.0).dtype
 
 
-def _check_number(function: str, argument: str, value: Any, fits: Any, expected: str) -> None:
+def check_number(function: str, argument: str, value: Any, fits: Any, expected: str) -> None:
     if not isinstance(value, jax.core.Tracer) and not np.all(fits(np.asarray(value))):
         raise core.bad_value(function, argument, value, expected)
 

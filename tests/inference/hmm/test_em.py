@@ -52,7 +52,8 @@ def test_the_likelihood_never_falls(name):
 
 def test_one_step_is_the_counts_of_enumeration(x64):
     model, ys, oracle = make(gap=True)
-    after = hmm.em_step(model, ys)
+    after, total = hmm.em_step(model, ys)
+    np.testing.assert_allclose(total, hmm.log_likelihood(model, ys), rtol=1e-10)
     states, pairs = enumeration.smoothed(*oracle), enumeration.pairwise(*oracle)
     np.testing.assert_allclose(after.initial, states[0], atol=1e-12)
     counts = pairs.sum(0)
@@ -88,10 +89,10 @@ def test_a_maximum_is_where_the_gradient_vanishes(x64):
 def test_several_series_are_counted_together(x64):
     """A padded batch is as its series; one series twice is as one."""
     model, ys, _ = make(gap=True)
-    one = hmm.em_step(model, ys)
-    twice = hmm.em_step(model, jnp.stack([ys, ys]), batched=True)
+    one = hmm.em_step(model, ys)[0]
+    twice = hmm.em_step(model, jnp.stack([ys, ys]), batched=True)[0]
     padded = jnp.concatenate([jnp.stack([ys, ys]), jnp.full((2, 3), jnp.nan)], 1)
-    for other in (twice, hmm.em_step(model, padded, batched=True)):
+    for other in (twice, hmm.em_step(model, padded, batched=True)[0]):
         np.testing.assert_allclose(one.emission.scale, other.emission.scale, rtol=1e-12)
         np.testing.assert_allclose(one.initial, other.initial, atol=1e-12)
     np.testing.assert_allclose(one.transition, twice.transition, atol=1e-12)
@@ -115,7 +116,7 @@ def test_a_state_that_is_never_visited_keeps_its_parameters():
     assert found.emission.scale[1] == 2
     np.testing.assert_array_equal(found.transition, np.eye(2))
     assert np.isfinite(found.emission.scale).all()
-    nothing = hmm.em_step(model, ys[:0])
+    nothing = hmm.em_step(model, ys[:0])[0]
     assert nothing.emission.loc.tolist() == pytest.approx([0.1, 5.0])
 
 
@@ -126,7 +127,7 @@ def test_an_own_m_step():
 
     _, ys = cases()["Normal"]
     model = HiddenMarkov(INITIAL, TRANSITION, Laplace(jnp.array([-1.0, 0.0, 2.0]), jnp.ones(3)))
-    after = hmm.em_step(model, ys, maximize=medians)
+    after = hmm.em_step(model, ys, maximize=medians)[0]
     weights = hmm.smooth(model, ys).probabilities
     np.testing.assert_allclose(after.emission.loc, weights.T @ ys / weights.sum(0), rtol=1e-4)
 
