@@ -106,7 +106,7 @@ figure.tight_layout()
 
 # %%
 tests = kalman.innovation_tests(kalman.filter(model, known))
-print(tests)
+print(f"mean square {tests.squared:.2f} (p {tests.squared_p_value:.2f}); whiteness p {tests.whiteness_p_value[0]:.2f}")
 
 # %% [markdown]
 # ## Four years ahead

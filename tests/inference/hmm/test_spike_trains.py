@@ -117,6 +117,7 @@ def test_rates_that_underflow_have_finite_gradients():
     np.testing.assert_allclose(jax.grad(density)(jnp.array([[-150.0]])), [[3.0]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_maximum_that_closed_forms_reach(rng):
     ys = jnp.asarray(rng.poisson(np.repeat([2, 9, 2], 20)), jnp.int32)
     model = HiddenMarkov(INITIAL, TRANSITION, Poisson(log_rate=jnp.array([0.5, 1.5])))

@@ -149,6 +149,7 @@ def test_the_gradient_of_the_bound_and_of_what_was_found(x64):
     np.testing.assert_allclose(jax.jacrev(summary)(0.3), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_short_series_and_a_state_of_several_numbers():
     for ys in (np.zeros(0, np.float32), np.array([3.0], np.float32), np.full(3, np.nan, np.float32)):
         found = kalman.conjugate_smooth(counts(), ys)

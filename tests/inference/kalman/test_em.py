@@ -211,6 +211,7 @@ def test_the_flow_of_the_nile(x64):
 CHANGES = ("dynamics_covariance", "emission_covariance")
 
 
+@pytest.mark.slow
 def test_parameters_are_recovered(x64):
     """60 series of 40 times; z-scores by the information of the scores below 4 (false alarms: 1 in 4,000)."""
     truth = level(
@@ -241,6 +242,7 @@ def test_parameters_are_recovered(x64):
     assert np.max(errors) < 0.1
 
 
+@pytest.mark.slow
 def test_float32_is_as_good():
     """In units that differ by six orders of magnitude, against float64."""
     model, ys = make("random", times=14, gaps=True, dtype=np.float32)

@@ -86,6 +86,7 @@ def test_a_model_of_distributions_and_its_gradient():
     np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_short_series_missing_ones_and_inflation():
     model, ys = make("random", dtype=np.float32)
     for few in (ys[:0], ys[:1], np.full((3, 2), np.nan, np.float32)):

@@ -91,6 +91,7 @@ PARTLY = dict(initial_covariance=np.diag([0.0, 4.0]), initial_diffuse=np.array([
 
 
 @pytest.mark.parametrize("changes", [{}, PARTLY])
+@pytest.mark.slow
 def test_a_diffuse_start(changes, x64):
     """Against the filter that knows diffuse numbers; the smoothers too."""
     model = trend(np.float64, **changes)

@@ -151,6 +151,7 @@ def test_states_that_are_known_are_linearised_by_derivatives(rule, x64):
     np.testing.assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_posterior_linearisation_is_a_fixed_point(x64):
     """Each law is the smoother's of the model made linear, by the textbook sums, under these very laws."""
     ys = np.array([0.5, np.nan, 1.4, 0.2])
@@ -219,6 +220,7 @@ def test_derivatives_with_respect_to_what_a_function_closes_over(rule, x64):
     np.testing.assert_allclose(jax.grad(closure)(jnp.asarray(0.3)), (other[0] - other[1]) / (2 * eps), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_float32_and_short_series():
     ys = series().astype(np.float32)
     model = pendulum(dtype=np.float32)

@@ -45,7 +45,7 @@ def level(dtype=np.float32):
     )
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", pytest.param("parallel", marks=pytest.mark.slow)])
 def test_an_exact_diffuse_start_is_that_of_statsmodels(method):
     structural = pytest.importorskip("statsmodels.tsa.statespace.structural")
     for spec, model, parameters in (

@@ -51,6 +51,7 @@ def nile(gap=True):
     return np.where(np.arange(100) % 9 == 4, np.nan, NILE) if gap else NILE
 
 
+@pytest.mark.slow
 def test_nuts_over_the_variances_of_the_nile():
     """Means and standard deviations of both within 4 standard errors (false alarms: 1 in 4,000)."""
     posterior = parameter_posterior(build, {name: Normal(*prior) for name, prior in PRIORS.items()}, nile())
@@ -98,6 +99,7 @@ def walk(parameters):
     return StateSpaceModel(Normal(0.0, 1.0), lambda x, t: Normal(jnp.sin(x), scale), lambda x, t: Normal(x, 0.5))
 
 
+@pytest.mark.slow
 def test_prior_and_posterior_prediction_have_the_shape_of_the_series():
     posterior = parameter_posterior(chain, {"stay": Beta(2.0, 1.0), "rate": Exponential(0.2)}, np.arange(7))
     counts = posterior.prior_predict(jax.random.key(0), 3)["ys"]

@@ -195,6 +195,7 @@ def test_a_batch_is_a_vmap():
         np.testing.assert_allclose(found.probabilities[i], expected.probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_impossible_moves(x64):
     """A regime that is never left, another that never begins; gradients are finite."""
     model, ys = make()
@@ -261,6 +262,7 @@ def normal(residual, covariance):
     return -0.5 * (log_det + residual @ np.linalg.solve(covariance, residual))
 
 
+@pytest.mark.slow
 def test_regimes_given_states_are_scored_by_all_that_is_known(x64):
     """The density of the states drawn and the observations that a step reports, by a sum over all paths."""
     model, ys = make(4)

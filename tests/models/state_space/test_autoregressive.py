@@ -162,6 +162,7 @@ def test_derivatives(name, data, x64):
         np.testing.assert_allclose(gradient[i], expected, rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_where_all_coefficients_are_zero(data, x64):
     """Where an optimiser begins: no noise and no initial law is singular there."""
     ys = data["nile"] - 900

@@ -58,6 +58,7 @@ def test_a_step_is_the_exponential_of_the_drift(smoothness, x64):
             np.testing.assert_allclose(model.dynamics_covariance[0, i, i], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_float32_keeps_its_digits():
     """At dates a hundred years from zero, with steps of minutes and of months."""
     start = 36525.0
@@ -96,6 +97,7 @@ def test_a_smoothed_velocity_process_is_a_spline(x64):
     np.testing.assert_allclose(found.mean[:, 0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_with_repeated_times():
     def likelihood(parameters):
         model = ss.matern(TIMES, parameters[0], parameters[1], 2.5) + ss.observed_with(parameters[2])
