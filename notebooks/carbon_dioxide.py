@@ -144,3 +144,7 @@ axis.axvline(years[-held_out] - 1 / 24, color="0.7", lw=0.8)
 axis.set(xlabel="year", ylabel="carbon dioxide (ppm)")
 axis.legend(frameon=False)
 figure.tight_layout()
+
+# %% [markdown]
+# The trend of 1998 rose faster than those before it, and its months share that one surprise: coverage over a single
+# stretch of four years says less than 48 months seem to.

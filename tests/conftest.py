@@ -28,7 +28,7 @@ def compiled_programs():
     A large program takes a thousand of them, and XLA aborts where there are none left.
     """
     yield
-    if next(_TESTS) % 10 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+    if next(_TESTS) % 10 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 10_000:
         jax.clear_caches()
 
 
