@@ -13,14 +13,29 @@ from jaxprob import core, scan
 EMStep = Callable[[Any], tuple[Any, jax.Array]]
 
 
+@core.pytree
+class Fitted:
+    """What EM found.
+
+    Attributes:
+      model: the model after the last step.
+      log_likelihoods: (steps + 1,), of the models before each step, and of the last one.
+      converged: (), whether the last step raised the log likelihood by no more than the tolerance.
+    """
+
+    model: Any
+    log_likelihoods: jax.Array
+    converged: jax.Array
+
+
 def check_steps(function: str, steps: Any) -> None:
     """Raises unless `steps` is a number of steps."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise core.bad_value(function, "steps", steps, "a number of steps, at least 0")
 
 
-def iterate(em_step: EMStep, model: Any, steps: int, tolerance: Any) -> tuple[Any, jax.Array, jax.Array]:
-    """The model after so many steps, the log likelihoods (steps + 1,) on the way, and whether the last gain was small.
+def iterate(em_step: EMStep, model: Any, steps: int, tolerance: Any) -> Fitted:
+    """The model after so many steps, the log likelihoods on the way, and whether the last gain was small.
 
     Args:
       em_step: `model -> (model after a step, log likelihood of the model before)`.
@@ -39,4 +54,4 @@ def iterate(em_step: EMStep, model: Any, steps: int, tolerance: Any) -> tuple[An
     # One step more than asked for, for the likelihood of the last model; the model after it is dropped.
     (model, _), totals = scan.scan(step, (model, model), length=steps + 1)
     gain = totals[-1] - totals[-2] if steps else jnp.full_like(totals[-1], jnp.inf)
-    return model, totals, gain <= tolerance
+    return Fitted(model, totals, gain <= tolerance)

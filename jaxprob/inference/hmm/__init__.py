@@ -1,6 +1,6 @@
 """Discrete inference in hidden Markov models: filters, smoothers, paths, forecasts, likelihoods and EM."""
 
-from jaxprob.inference.hmm._em import Fitted as Fitted
+from jaxprob.inference._expectation_maximization import Fitted as Fitted
 from jaxprob.inference.hmm._em import em_step as em_step
 from jaxprob.inference.hmm._em import fit as fit
 from jaxprob.inference.hmm._filter import Filtered as Filtered

@@ -18,28 +18,13 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.distributions import Categorical, Distribution, Independent, MultivariateNormal, Normal, Poisson
-from jaxprob.inference._expectation_maximization import check_steps, iterate
+from jaxprob.inference._expectation_maximization import Fitted, check_steps, iterate
 from jaxprob.inference.hmm import _chain as chains
 from jaxprob.inference.hmm._scores import as_observations, chain_of, has_parts, result_dtype, whole, working
 from jaxprob.models.state_space import HiddenMarkov
 
 Maximize = Callable[[Any, jax.Array, jax.Array], Any]
 CLOSED = (Normal, Categorical, Poisson, MultivariateNormal)
-
-
-@core.pytree
-class Fitted:
-    """What EM found.
-
-    Attributes:
-      model: the model after the last step.
-      log_likelihoods: (steps + 1,), of the models before each step, and of the last one.
-      converged: (), whether the last step raised the log likelihood by no more than the tolerance.
-    """
-
-    model: HiddenMarkov
-    log_likelihoods: jax.Array
-    converged: jax.Array
 
 
 def em_step(
@@ -176,7 +161,7 @@ def _cast(leaf: Any, dtype: Any) -> Any:
 def _fit(
     model: HiddenMarkov, ys: jax.Array, seen: jax.Array, tolerance: Any, maximize: Maximize | None, steps: int
 ) -> Fitted:
-    return Fitted(*iterate(lambda model: _em_step(model, ys, seen, maximize), model, steps, tolerance))
+    return iterate(lambda model: _em_step(model, ys, seen, maximize), model, steps, tolerance)
 
 
 def _shares(counts: jax.Array, before: jax.Array) -> jax.Array:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.inference._expectation_maximization import check_steps
+from jaxprob.inference._expectation_maximization import Fitted, check_steps
 from jaxprob.inference.hmm import _chain as chains
-from jaxprob.inference.hmm._em import Fitted, _cast, _shares
+from jaxprob.inference.hmm._em import _cast, _shares
 from jaxprob.inference.hmm._scores import as_observations, log_densities, result_dtype, working
 from jaxprob.models.state_space import HiddenMarkov
 

@@ -1,10 +1,10 @@
 """Gaussian inference in state-space models: filters, smoothers, forecasts and likelihoods."""
 
+from jaxprob.inference._expectation_maximization import Fitted as Fitted
 from jaxprob.inference.kalman._collapse import Collapsed as Collapsed
 from jaxprob.inference.kalman._collapse import collapse as collapse
 from jaxprob.inference.kalman._conjugate import ConjugateSmoothed as ConjugateSmoothed
 from jaxprob.inference.kalman._conjugate import conjugate_smooth as conjugate_smooth
-from jaxprob.inference.kalman._em import Fitted as Fitted
 from jaxprob.inference.kalman._em import em_step as em_step
 from jaxprob.inference.kalman._em import fit as fit
 from jaxprob.inference.kalman._ensemble import EnsembleFiltered as EnsembleFiltered

@@ -18,28 +18,13 @@ import numpy as np
 from jax import lax
 
 from jaxprob import core
-from jaxprob.inference._expectation_maximization import check_steps, iterate
+from jaxprob.inference._expectation_maximization import Fitted, check_steps, iterate
 from jaxprob.inference.kalman import _diffuse as diffuse
 from jaxprob.inference.kalman._filter import RUN, pick
 from jaxprob.inference.kalman._maximize import GROUPS, NAMES, complete, learn_group, learn_rows
 from jaxprob.inference.kalman._smoother import backward, whole
 from jaxprob.inference.kalman._steps import Steps, as_observations, prepare
 from jaxprob.models.state_space import LinearGaussian
-
-
-@core.pytree
-class Fitted:
-    """What EM found.
-
-    Attributes:
-      model: the model after the last step.
-      log_likelihoods: (steps + 1,), of the models before each step, and of the last one.
-      converged: (), whether the last step raised the log likelihood by no more than the tolerance.
-    """
-
-    model: LinearGaussian
-    log_likelihoods: jax.Array
-    converged: jax.Array
 
 
 class Expected(NamedTuple):
@@ -246,4 +231,4 @@ def _fit(
     method: str,
     steps: int,
 ) -> Fitted:
-    return Fitted(*iterate(lambda model: _em_step(model, ys, seen, learn, method), model, steps, tolerance))
+    return iterate(lambda model: _em_step(model, ys, seen, learn, method), model, steps, tolerance)
