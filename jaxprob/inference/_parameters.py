@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprob import core, models
-from jaxprob.distributions import Distribution, Identity, Support
+from jaxprob.distributions import Distribution
 from jaxprob.inference import hmm, kalman
+from jaxprob.inference.kalman._marginal import Series
 from jaxprob.models.state_space import HiddenMarkov, LinearGaussian, StateSpaceModel
 
 Model = LinearGaussian | HiddenMarkov | StateSpaceModel
@@ -85,29 +86,6 @@ def _model(build: Any, priors: Any, shape: tuple[int, ...], missing: Any, method
 
 
 @core.pytree
-class _Anything(Support):
-    """Series of numbers in which an entry may be missing, NaN."""
-
-    ndims: int = core.static()
-    discrete: bool = core.static()
-
-    @property
-    def event_ndims(self) -> int:
-        return self.ndims
-
-    @property
-    def is_discrete(self) -> bool:
-        return self.discrete
-
-    def contains(self, x: Any) -> jax.Array:
-        return jnp.all(~jnp.isinf(core.as_float(x)), tuple(range(-self.ndims, 0)))
-
-    @property
-    def bijector(self) -> Identity:
-        return Identity(self.ndims)
-
-
-@core.pytree
 class _Series(Distribution):
     """The law of a whole series."""
 
@@ -131,9 +109,9 @@ class _Series(Distribution):
         return self.series_shape
 
     @property
-    def support(self) -> _Anything:
+    def support(self) -> Series:
         drawn = jax.eval_shape(lambda model: self._one(jax.random.key(0), model), self.model)
-        return _Anything(len(self.series_shape), not jnp.issubdtype(drawn.dtype, jnp.floating))
+        return Series(len(self.series_shape), not jnp.issubdtype(drawn.dtype, jnp.floating))
 
     def _one(self, key: core.Key, model: Any) -> jax.Array:
         steps = self.series_shape[0]

@@ -16,18 +16,24 @@ from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 
 @core.pytree
 class Series(Support):
-    """Series of real numbers in which an entry may be missing, NaN."""
+    """Series of numbers in which an entry may be missing, NaN."""
 
     ndims: int = core.static(default=1)
+    discrete: bool = core.static(default=False)
 
     @property
     def event_ndims(self) -> int:
         """Axes of a series."""
         return self.ndims
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the numbers are integers."""
+        return self.discrete
+
     def contains(self, x: Any) -> jax.Array:
         """Whether no entry is infinite."""
-        return jnp.all(~jnp.isinf(jnp.asarray(x)), tuple(range(-self.ndims, 0)))
+        return jnp.all(~jnp.isinf(core.as_float(x)), tuple(range(-self.ndims, 0)))
 
     @property
     def bijector(self) -> Identity:
