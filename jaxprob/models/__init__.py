@@ -3,6 +3,7 @@
 `@joint` makes a model of a generator function; with arguments it is a `Program`, with data a `Posterior`.
 """
 
+from jaxprob.models import sequence as sequence
 from jaxprob.models import state_space as state_space
 from jaxprob.models._nets import Net as Net
 from jaxprob.models._nets import random_net as random_net
