@@ -147,7 +147,8 @@ def linear_states(
         return found.states, found.final
     # `scan.affine` resets to where it started, which is not the initial state here. So the first step is taken apart
     # and becomes an increment, and the recurrence starts from zero.
-    first = scan.affine(*jax.tree.map(lambda x: x[:1], (decay, increment)), state, method="sequential").states
+    decay_0, increment_0 = jax.tree.map(lambda x: x[:1], (decay, increment))
+    first = scan.affine(decay_0, increment_0, state, method="sequential").states
     increment = jax.tree.map(
         lambda b, x: b.at[0].set(jnp.where(reset[0], b[0], x[0].astype(b.dtype))), increment, first
     )
