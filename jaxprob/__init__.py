@@ -14,23 +14,38 @@ if TYPE_CHECKING:
     from jaxprob import core as core
     from jaxprob import distributions as distributions
     from jaxprob import inference as inference
+    from jaxprob import learning as learning
     from jaxprob import models as models
     from jaxprob import runtime as runtime
     from jaxprob import scan as scan
+    from jaxprob.runtime import fit as fit
     from jaxprob.runtime import sample as sample
 
 __version__ = "0.1.0"
 
-_NAMESPACES = ("core", "scan", "distributions", "models", "inference", "analysis", "runtime")
+_NAMESPACES = ("core", "scan", "distributions", "models", "inference", "learning", "analysis", "runtime")
+_FRONT_DOORS = ("fit", "sample")
 
-__all__ = ["__version__", "analysis", "core", "distributions", "inference", "models", "runtime", "sample", "scan"]
+__all__ = [
+    "__version__",
+    "analysis",
+    "core",
+    "distributions",
+    "fit",
+    "inference",
+    "learning",
+    "models",
+    "runtime",
+    "sample",
+    "scan",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMESPACES:
         return importlib.import_module(f"jaxprob.{name}")
-    if name == "sample":
-        return importlib.import_module("jaxprob.runtime").sample
+    if name in _FRONT_DOORS:
+        return getattr(importlib.import_module("jaxprob.runtime"), name)
     raise AttributeError(f"module 'jaxprob' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxprob demo | sample FILE.py:NAME | diagnose DIR | report DIR | devices`.
+"""The command line: `jaxprob demo | sample FILE.py:NAME | train FILE.py:TASK | ... | devices`.
 
 Nothing here imports JAX (or NumPy, or rich) before a command needs it, so that `--help` answers at once.
 """

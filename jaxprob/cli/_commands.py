@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,11 @@ def sample(arguments: argparse.Namespace) -> int:
     arguments.file = path  # an error from inside it is reported with its line
     if arguments.resume and arguments.out is None:
         raise _errors.UsageError("--resume needs --out, the run directory to go on with.")
-    _start_processes(arguments)
+    if arguments.mesh:
+        wanted = arguments.mesh.get("chains", 1) * arguments.mesh.get("data", 1)
+    else:
+        wanted = arguments.devices or _share(arguments.chains, _cores())
+    _start_processes(arguments, wanted)
     import jax
 
     from jaxprob import runtime
@@ -54,6 +59,83 @@ def sample(arguments: argparse.Namespace) -> int:
     if not first:  # the draws are with the first process, and so is the word on what they are worth
         return _errors.PREEMPTED if result.status == "stopped" else _errors.OK
     return _conclude(result, "run the same command with --resume to go on")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`jaxprob train FILE.py:TASK`."""
+    if arguments.resume and arguments.out is None:
+        raise _errors.UsageError("--resume needs --out, the run directory to go on with.")
+    path, name = _target.split(arguments.target, "task")
+    arguments.file = path
+    _start_processes(arguments, math.prod(arguments.mesh.values()) if arguments.mesh else arguments.devices or 1)
+    import jax
+
+    from jaxprob import runtime
+
+    if arguments.x64:
+        jax.config.update("jax_enable_x64", True)
+    target = _target.load_training(path, name)
+    first = jax.process_index() == 0
+    result = runtime.fit(
+        target.task,
+        target.data,
+        key=jax.random.key(arguments.seed),
+        steps=arguments.steps,
+        epochs=arguments.epochs,
+        validation=target.validation,
+        evaluate_every=arguments.evaluate_every,
+        patience=arguments.patience,
+        devices=_training_mesh(arguments.mesh) or arguments.devices,
+        sharding=arguments.sharding or target.sharding,
+        out=arguments.out,
+        resume=arguments.resume,
+        log_every=arguments.log_every,
+        tensorboard=arguments.tensorboard,
+        progress=_progress(arguments) if first else None,
+        until=_until(arguments.until),
+    )
+    stopped = result.ended.startswith("signal")
+    if first and stopped:
+        _say_stopped(result.path, "run the same command with --resume to go on")
+    elif first:
+        print(f"{'step':<24} {result.step:,}")
+        for column, values in result.history.items():
+            known = [x for x in values.tolist() if x == x]  # NaN where a line has no such value
+            if known and column != "step":
+                print(f"{column:<24} {known[-1]:.6g}")
+        print(f"run     {_shortest(result.path)}" if result.path else "Nothing was kept; give --out DIR to keep it.")
+    return _errors.PREEMPTED if stopped else _errors.OK
+
+
+def compile(arguments: argparse.Namespace) -> int:
+    """`jaxprob compile FILE.py:TASK`."""
+    path, name = _target.split(arguments.target, "task")
+    arguments.file = path
+    mesh = arguments.mesh
+    number = math.prod(mesh.values())
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the devices of the mesh are not here
+    show_devices(number)
+    from jaxprob import runtime
+
+    target = _target.load_training(path, name)
+    sharding = arguments.sharding or target.sharding
+    cost = runtime.training_cost(target.task, target.data, devices=_training_mesh(mesh), sharding=sharding)
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
+    print(f"{arguments.target}: a training step on {_count(number, 'device')} ({axes}), {cost.parameters:,} parameters")
+    print("on each device:")
+    for size, said in (
+        (cost.arguments, "arguments: the training state and a part of the batch"),
+        (cost.data, "arrays that batches are taken from, whole"),
+        (cost.outputs, "outputs beside the new state, which takes the old one's place"),
+        (cost.temporaries, "temporaries, as XLA for CPU plans them"),
+    ):
+        print(f"  {_bytes(size):>10}  {said}")
+    print(f"on all together: {cost.flops:,} FLOPs in matrix products and convolutions, loops counted")
+    print(
+        f"Compiled for {number} virtual CPU devices in place of the mesh: sizes of arguments and outputs hold there "
+        "too; temporaries differ."
+    )
+    return _errors.OK
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -123,17 +205,11 @@ def show_devices(number: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}={number}".strip()
 
 
-def _start_processes(arguments: argparse.Namespace) -> None:
-    """Says how many devices there are: joins the other processes, or divides the cores of this machine."""
+def _start_processes(arguments: argparse.Namespace, wanted: int) -> None:
+    """Says how many devices there are: joins the other processes, or divides the cores of this machine by `wanted`."""
     by_hand = (arguments.coordinator, arguments.num_processes, arguments.process_id)
     if any(value is not None for value in by_hand) and (not arguments.distributed or None in by_hand):
         raise _errors.UsageError("--coordinator, --num-processes and --process-id go together, with --distributed.")
-    if arguments.mesh:
-        wanted = arguments.mesh.get("chains", 1) * arguments.mesh.get("data", 1)
-    elif arguments.devices:
-        wanted = arguments.devices
-    else:
-        wanted = _share(arguments.chains, _cores())
     # `srun` says how many tasks run this command; they are one run, or they would all write in the same folder.
     launched = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if not arguments.distributed and not launched:
@@ -180,9 +256,7 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
     from jaxprob import runtime
 
     if result.status == "stopped":
-        safe = f"what was done is safe in {_shortest(result.path)}" if result.path else "nothing is kept without --out"
-        again = f"; {again}" if result.path else ""
-        print(f"jaxprob: stopped by a signal; {safe}{again}.", file=sys.stderr)
+        _say_stopped(result.path, again)
         return _errors.PREEMPTED
     _check_draws(result, str(result.path or "the run"))
     diagnosis = result.diagnose()
@@ -199,6 +273,18 @@ def _conclude(result: Any, again: str, figures: Any = None) -> int:
     except (ImportError, ValueError) as error:  # without matplotlib, or of a run that was stopped after a few draws
         print(f"no report: {error}")
     return code
+
+
+def _say_stopped(path: Path | None, again: str) -> None:
+    safe = f"what was done is safe in {_shortest(path)}" if path else "nothing is kept without --out"
+    again = f"; {again}" if path else ""
+    print(f"jaxprob: stopped by a signal; {safe}{again}.", file=sys.stderr)
+
+
+def _training_mesh(axes: dict[str, int] | None) -> Any:
+    from jaxprob import runtime
+
+    return runtime.mesh(**{"data": 1, "model": 1, **axes}) if axes else None
 
 
 def _check_draws(result: Any, directory: str) -> None:
@@ -270,6 +356,14 @@ def _share(chains: int, available: int) -> int:
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def _bytes(number: int) -> str:
+    """A size in the largest unit of which there is one at least."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if number >= 2**power:
+            return f"{number / 2**power:,.1f} {unit}"
+    return f"{number} B"
 
 
 def _memory(device: Any) -> str:

@@ -52,7 +52,7 @@ def _is_ours(error: BaseException) -> bool:
     return (
         bool(frames)
         and home in Path(frames[-1].filename).resolve().parents
-        and isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError))
+        and isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError))
     )
 
 

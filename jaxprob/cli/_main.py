@@ -21,6 +21,21 @@ NAME in FILE.py is a posterior (program.condition(...)), a function without argu
 returns one, or a log density of a pytree, with a position `initial` in the same file.
 Without NAME it is `posterior`."""
 
+_TRAIN = """\
+Trains a network on every device: checkpoints, metrics and validation in one folder.
+
+TASK in FILE.py is a learning.Task, with its `data` (a learning.data source) in the same file,
+or a function without arguments that returns (task, data) or (task, data, validation). The file
+may also define `validation`, a source to evaluate on, and `sharding`, rules for the parameters.
+Without TASK it is `task`."""
+
+_COMPILE = """\
+Says what memory and arithmetic a training step takes on a mesh that need not be here.
+
+The step is compiled for virtual CPU devices in place of the mesh: sizes of arguments and
+outputs follow from the sharding and hold on any hardware; temporaries are those of XLA for
+CPU. TASK is as for `jaxprob train`."""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -61,6 +76,33 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     _add_sample_options(sample)
+
+    train = commands.add_parser(
+        "train",
+        parents=[common],
+        help="train a network from a file",
+        description=_TRAIN,
+        epilog=_EPILOGUE,
+        formatter_class=raw,
+    )
+    _add_train_options(train)
+
+    compiled = commands.add_parser(
+        "compile",
+        parents=[common],
+        help="say what a training step takes on a mesh that is not here",
+        description=_COMPILE,
+        formatter_class=raw,
+    )
+    compiled.add_argument("target", metavar="FILE.py:TASK", help="what would be trained")
+    compiled.add_argument(
+        "--mesh",
+        type=_training_mesh,
+        required=True,
+        metavar="data=8,model=2",
+        help="devices to cut batch and parameters over",
+    )
+    compiled.add_argument("--sharding", choices=("fsdp",), help="cut large parameters over the data axis")
 
     diagnose = commands.add_parser(
         "diagnose",
@@ -123,6 +165,41 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     place = where.add_mutually_exclusive_group()
     place.add_argument("--devices", type=_positive, metavar="N", help="spread the chains over N devices")
     place.add_argument("--mesh", type=_mesh, metavar="chains=8,data=4", help="spread chains and data over devices")
+    _add_process_options(parser, where)
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="FILE.py:TASK", help="what to train")
+    run = parser.add_argument_group("the run")
+    length = run.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive, metavar="N", help="steps in all (default: to the end of a stream)")
+    length.add_argument("--epochs", type=_positive, metavar="N", help="times through the data, in place of --steps")
+    run.add_argument(
+        "--evaluate-every", type=_positive, metavar="N", help="steps between evaluations (default: an epoch, or 1000)"
+    )
+    run.add_argument("--patience", type=_positive, metavar="N", help="stop after N evaluations without improvement")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random key (default: 0)")
+    run.add_argument("--until", type=_clock, metavar="time=2h", help="stop early, after this time")
+    run.add_argument("--x64", action="store_true", help="compute in float64")
+    files = parser.add_argument_group("files")
+    files.add_argument("--out", metavar="DIR", help="run directory: checkpoints and metrics.jsonl")
+    files.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
+    files.add_argument(
+        "--log-every", type=_positive, default=10, metavar="N", help="steps between two lines of metrics (default: 10)"
+    )
+    files.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard too")
+    where = parser.add_argument_group("devices")
+    place = where.add_mutually_exclusive_group()
+    place.add_argument("--devices", type=_positive, metavar="N", help="cut the batch over N devices")
+    place.add_argument(
+        "--mesh", type=_training_mesh, metavar="data=4,model=2", help="cut batch and parameters over devices"
+    )
+    where.add_argument("--sharding", choices=("fsdp",), help="cut large parameters over the data axis")
+    _add_process_options(parser, where)
+
+
+def _add_process_options(parser: argparse.ArgumentParser, where: argparse._ArgumentGroup) -> None:
+    """Several processes, and what is shown."""
     where.add_argument(
         "--distributed",
         action="store_true",
@@ -231,6 +308,14 @@ def _settings(text: str, known: Sequence[str]) -> dict[str, str]:
 
 def _mesh(text: str) -> dict[str, int]:
     return {name: _positive(value) for name, value in _settings(text, ("chains", "data")).items()}
+
+
+def _training_mesh(text: str) -> dict[str, int]:
+    return {name: _positive(value) for name, value in _settings(text, ("data", "model")).items()}
+
+
+def _clock(text: str) -> dict[str, str]:
+    return _settings(text, ("time",))
 
 
 def _until(text: str) -> dict[str, str]:

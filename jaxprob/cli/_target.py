@@ -1,4 +1,4 @@
-"""From `FILE.py:NAME` to something that can be sampled."""
+"""From `FILE.py:NAME` to something that can be sampled or trained."""
 
 from __future__ import annotations
 
@@ -24,11 +24,27 @@ class Target(NamedTuple):
     initial: Any
 
 
-def split(text: str) -> tuple[Path, str]:
-    """File and name from `FILE.py:NAME`; without a name it is `posterior`."""
+class Training(NamedTuple):
+    """What to train.
+
+    Attributes:
+      task: a `learning.Task`.
+      data: where its batches come from.
+      validation: data to evaluate on, or None.
+      sharding: rules for the parameters, or None.
+    """
+
+    task: Any
+    data: Any
+    validation: Any
+    sharding: Any
+
+
+def split(text: str, default: str = "posterior") -> tuple[Path, str]:
+    """File and name from `FILE.py:NAME`; `default`: the name where there is none."""
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py"):
-        file, name = text, "posterior"
+        file, name = text, default
     if not file.endswith(".py") or not name.isidentifier():
         raise UsageError(f"{text!r} is not FILE.py:NAME, such as models/survey.py:posterior.")
     path = Path(file)
@@ -43,12 +59,9 @@ def load(path: Path, name: str) -> Target:
     Raises:
       CommandError: if the file has no such name, or it cannot be sampled. What the file raises comes through as it is.
     """
-    module = _run(path)
-    if not hasattr(module, name):
-        raise CommandError(f"{path} has no {name!r}; it has {_listed(module)}.")
     from jaxprob import models
 
-    found = getattr(module, name)
+    module, found = _find(path, name, "log_density", "sampled")
     if isinstance(found, models.Joint) and _required(found):
         given = ", ".join(_required(found))
         raise CommandError(
@@ -75,6 +88,43 @@ def load(path: Path, name: str) -> Target:
     return Target(found, module.initial)
 
 
+def load_training(path: Path, name: str) -> Training:
+    """Runs a file and gets the task `name` and its data out of it.
+
+    Raises:
+      CommandError: if the file has no such name, or it is no task with data. What the file raises comes through as it
+        is.
+    """
+    from jaxprob import learning
+
+    module, found = _find(path, name, "optimizer", "trained")
+    expected = "a learning.Task, or a function without arguments that returns (task, data) or (task, data, validation)"
+    if callable(found):
+        if _required(found):
+            given = ", ".join(_required(found))
+            raise CommandError(f"{path}: {name} needs the arguments {given}; expected {expected}.")
+        found = found()
+    parts = list(found) if isinstance(found, tuple) else [found]
+    if not isinstance(parts[0], learning.Task) or len(parts) > 3:
+        raise CommandError(f"{path}: {name} is an object of type {type(found).__name__}; expected {expected}.")
+    if len(parts) == 1:
+        if not hasattr(module, "data"):
+            raise CommandError(
+                f"{path}: {name} is a task without data; define `data` in the file, a learning.data source."
+            )
+        parts += [module.data, getattr(module, "validation", None)]
+    task, data, validation = [*parts, None][:3]
+    return Training(task, data, validation, getattr(module, "sharding", None))
+
+
+def _find(path: Path, name: str, mark: str, verb: str) -> tuple[ModuleType, Any]:
+    """The module of a file and what it calls `name`; `mark`: an attribute of what is looked for."""
+    module = _run(path)
+    if not hasattr(module, name):
+        raise CommandError(f"{path} has no {name!r}; it has {_listed(module, mark, verb)}.")
+    return module, getattr(module, name)
+
+
 def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None  # a path that ends in .py always has a loader
@@ -87,16 +137,16 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _listed(module: ModuleType) -> str:
-    """The names of a file that could be meant: posteriors, and its own functions."""
+def _listed(module: ModuleType, mark: str, verb: str) -> str:
+    """The names of a file that could be meant: what has the attribute `mark`, and its own functions."""
     names = [
         name
         for name, value in vars(module).items()
         if not name.startswith("_")
         and not isinstance(value, (type, ModuleType))
-        and (hasattr(value, "log_density") or (callable(value) and getattr(value, "__module__", "") == module.__name__))
+        and (hasattr(value, mark) or (callable(value) and getattr(value, "__module__", "") == module.__name__))
     ]
-    return ", ".join(map(repr, names)) or "nothing that could be sampled"
+    return ", ".join(map(repr, names)) or f"nothing that could be {verb}"
 
 
 def _required(function: Any) -> list[str]:

@@ -2,6 +2,11 @@
 
 from jaxprob.runtime import _progress as progress
 from jaxprob.runtime._distributed import connect as connect
+from jaxprob.runtime._fit import FitResult as FitResult
+from jaxprob.runtime._fit import fit as fit
+from jaxprob.runtime._fit_cost import TrainingCost as TrainingCost
+from jaxprob.runtime._fit_cost import training_cost as training_cost
+from jaxprob.runtime._fit_job import NotFiniteError as NotFiniteError
 from jaxprob.runtime._mesh import mesh as mesh
 from jaxprob.runtime._report import report as report
 from jaxprob.runtime._result import Result as Result
@@ -20,14 +25,18 @@ from jaxprob.runtime._until import wall_clock as wall_clock
 
 __all__ = [
     "DrawStore",
+    "FitResult",
     "MemoryStore",
+    "NotFiniteError",
     "Result",
     "Run",
     "Status",
+    "TrainingCost",
     "Until",
     "ZarrStore",
     "connect",
     "effective_sample_size",
+    "fit",
     "load",
     "mesh",
     "progress",
@@ -35,5 +44,6 @@ __all__ = [
     "report",
     "run",
     "sample",
+    "training_cost",
     "wall_clock",
 ]

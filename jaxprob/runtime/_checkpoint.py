@@ -7,9 +7,10 @@ one before if the newest was damaged after it was written.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxprob import core
-from jaxprob.runtime._store import disk_error
+from jaxprob.runtime._store import disk_error, write_json
 
 KEPT = 2
 
@@ -34,10 +35,18 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in Path(folder).iterdir() if entry.is_dir() and entry.name.isdigit())
 
 
-def save(folder: Path, step: int, tree: Any) -> None:
+def save(folder: Path, step: int, tree: Any, extra: Mapping[str, Any] | None = None, function: str = "sample") -> None:
     """Writes `folder/<step>`, then removes all but the newest two.
 
     Every process of a distributed run calls it; leaves are arrays on the run's mesh.
+
+    Args:
+      folder: the folder of checkpoints, made if need be.
+      step: the step of the state.
+      tree: pytree of arrays.
+      extra: what belongs to the state and is no array, as JSON; it is written first, so that it is there when the
+        checkpoint is.
+      function: the caller's name, for messages.
 
     Raises:
       OSError: when the disk is full or cannot be written; older checkpoints are untouched.
@@ -46,14 +55,36 @@ def save(folder: Path, step: int, tree: Any) -> None:
 
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if extra is not None and jax.process_index() == 0:
+        write_json(_extra_file(folder, step), extra, function)
     try:
         with _quiet():
             orbax.save(folder / str(step), _flat(tree), overwrite=True)
     except Exception as error:
-        raise disk_error(error, folder, None) from error
+        raise disk_error(error, folder, None, function) from error
     if jax.process_index() == 0:
         for old in steps(folder)[:-KEPT]:
             shutil.rmtree(folder / str(old), ignore_errors=True)
+        kept = [_extra_file(folder, step) for step in steps(folder)]
+        for file in set(folder.glob("*.json")) - set(kept):
+            file.unlink(missing_ok=True)
+
+
+def extra(folder: Path, step: int) -> dict[str, Any]:
+    """What was saved with `folder/<step>` beside its arrays.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    file = _extra_file(Path(folder), step)
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise core.bad_value("load", "checkpoint", f"{file} ({error})", "a whole checkpoint of this run") from error
+
+
+def _extra_file(folder: Path, step: int) -> Path:
+    return folder / f"{step}.json"
 
 
 def load(folder: Path, step: int, like: Any) -> Any:

@@ -1,7 +1,8 @@
 """The directory of a run: who may write in it, and `meta.json`, which says what the run is.
 
     OUT/meta.json        format, versions, seed, mesh, settings, leaves, status, times
-    OUT/draws.zarr/      Zarr v3: posterior/, sample_stats/, and when finished observed_data/, posterior_predictive/
+    OUT/draws.zarr/      sampling, Zarr v3: posterior/, sample_stats/, at the end observed_data/, posterior_predictive/
+    OUT/metrics.jsonl    training: a line a logged step
     OUT/checkpoints/     orbax, by step
     OUT/summary.json, summary.txt, diagnosis.txt, report.html
 
@@ -17,7 +18,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,15 @@ def fingerprint(target: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_meta(out: Path) -> dict[str, Any]:
+def read_meta(out: Path, kind: str = "sampling") -> dict[str, Any]:
     """`meta.json` of a run directory.
 
+    Args:
+      out: the directory.
+      kind: "sampling" or "training".
+
     Raises:
-      ValueError: if there is none, or it cannot be read.
+      ValueError: if there is none, it cannot be read, or it is of a run of the other kind.
     """
     path = Path(out) / META
     try:
@@ -88,18 +93,23 @@ def read_meta(out: Path) -> dict[str, Any]:
             f"a run directory of format {FORMAT}",
             f"It was written by jaxprob {meta.get('versions', {}).get('jaxprob', '?')}; read it with that version",
         )
+    if (found := meta.get("kind", "sampling")) != kind:
+        verb = {"sampling": "jaxprob.runtime.load", "training": "jaxprob.fit(..., resume=True)"}[found]
+        raise core.bad_value("load", "path", f"{out}, a {found} run", f"a {kind} run", f"Open it with {verb}")
     return meta
 
 
-def check_resumable(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises a `ValueError` that names the first setting in which a run differs from the one in `out`."""
-    for name in _FIXED:
+def check_resumable(
+    out: Path, old: dict[str, Any], new: dict[str, Any], fixed: Sequence[str] = _FIXED, function: str = "sample"
+) -> None:
+    """Raises a `ValueError` that names the first setting of `fixed` in which a run differs from the one in `out`."""
+    for name in fixed:
         if old.get(name) != new[name]:
             was, now = (json.dumps(x.get(name)) for x in (old, new))
             if len(was) > 120 or len(now) > 120:
                 was, now = was[:120], now[:120]
             raise core.bad_value(
-                "sample",
+                function,
                 name,
                 now,
                 f"{was}, as in the run in {out}",
@@ -108,7 +118,7 @@ def check_resumable(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path, function: str = "sample") -> Iterator[None]:
     """Holds a run directory for writing; the lock goes with the process, however it ends.
 
     Raises:
@@ -122,7 +132,7 @@ def locked(out: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise core.bad_value(
-                "sample",
+                function,
                 "out",
                 f"{out}, in which {holder} is writing",
                 "a folder of its own",
@@ -134,7 +144,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def check_new(out: Path, resume: bool) -> bool:
+def check_new(out: Path, resume: bool, function: str = "sample") -> bool:
     """Whether `out` holds a run to go on from.
 
     Raises:
@@ -144,7 +154,7 @@ def check_new(out: Path, resume: bool) -> bool:
         if resume:
             return True
         raise core.bad_value(
-            "sample",
+            function,
             "out",
             f"{out}, which holds a run",
             "a new or empty folder",
@@ -152,12 +162,12 @@ def check_new(out: Path, resume: bool) -> bool:
         )
     if out.exists() and (not out.is_dir() or any(entry.name != ".lock" for entry in out.iterdir())):
         raise core.bad_value(
-            "sample", "out", f"{out}, which exists and is not a run", "a new or empty folder", "Choose another"
+            function, "out", f"{out}, which exists and is not a run", "a new or empty folder", "Choose another"
         )
     return False
 
 
-def update_meta(out: Path, meta: dict[str, Any], **changes: Any) -> None:
+def update_meta(out: Path, meta: dict[str, Any], function: str = "sample", **changes: Any) -> None:
     """Changes `meta` and writes it."""
     meta.update(changes)
-    write_json(out / META, meta)
+    write_json(out / META, meta, function)

@@ -18,36 +18,45 @@ from jaxprob import core
 
 CHAINS = "chains"
 DATA = "data"
+MODEL = "model"
 
 
-def mesh(chains: int | None = None, data: int = 1, devices: Any = None) -> Mesh:
-    """A `chains x data` mesh of devices.
+def mesh(chains: int | None = None, data: int = 1, devices: Any = None, *, model: int | None = None) -> Mesh:
+    """A mesh of devices: `chains x data` for sampling, `data x model` for training.
 
     Args:
       chains: devices along the chain axis; by default all that `data` leaves.
-      data: devices along the data axis; the likelihood's data are cut in that many slices.
+      data: devices along the data axis; the likelihood's data, or a batch, are cut in that many slices.
       devices: the devices to use, in order; by default all devices of all processes.
+      model: devices along the axis over which parameters can be cut (`fit`'s `sharding`); given, the mesh is for
+        training and has no chains.
 
     Returns:
-      `jax.sharding.Mesh` with axes `("chains", "data")`.
+      `jax.sharding.Mesh` with axes `("chains", "data")`, or `("data", "model")`.
 
     Raises:
       ValueError: if there are fewer devices than asked for.
     """
     found = list(jax.devices() if devices is None else devices)
-    for name, number in (("chains", chains), ("data", data)):
+    for name, number in (("chains", chains), ("data", data), ("model", model)):
         if number is not None and number < 1:
             raise core.bad_value("mesh", name, number, "a number of devices of at least 1")
-    chains = max(len(found) // data, 1) if chains is None else chains
-    if chains * data > len(found):
+    if model is not None and chains is not None:
+        raise core.bad_value("mesh", "model", model, "None beside chains", "Training has no chains: leave one out")
+    if model is None:
+        names, sizes = (CHAINS, DATA), (max(len(found) // data, 1) if chains is None else chains, data)
+    else:
+        names, sizes = (DATA, MODEL), (data, model)
+    needed = sizes[0] * sizes[1]
+    if needed > len(found):
         raise core.bad_value(
             "mesh",
-            "chains x data",
-            f"{chains} x {data}",
+            " x ".join(names),
+            " x ".join(map(str, sizes)),
             f"at most {len(found)} devices",
             "Ask for fewer, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count=N before JAX starts",
         )
-    return Mesh(np.asarray(found[: chains * data]).reshape(chains, data), (CHAINS, DATA))
+    return Mesh(np.asarray(found[:needed]).reshape(sizes), names)
 
 
 def resolve_mesh(devices: Any, chains: int, function: str = "sample") -> Mesh:

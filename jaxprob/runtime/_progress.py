@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 
 _ROWS = 8  # chains with a row of their own; more are gathered in one row
 _COLUMNS = ("draws", "divergences", "step size", "gradients/draw")
+_LOSSES = (("loss", "loss"), ("validation/loss", "validation"))  # of a training run: names in a status, and as shown
 
 
 class Progress(Protocol):
@@ -24,12 +25,12 @@ class Progress(Protocol):
         """Called once, before anything is compiled.
 
         Args:
-          plan: `chains`, `warmup`, `draws` (each chain), `devices` and `algorithm` (text), `out` (path or None);
-            any of them may be missing.
+          plan: `chains`, `warmup`, `draws` (each chain), or `steps` of training; `devices` and `algorithm` (text),
+            `out` (path or None); any of them may be missing.
         """
 
     def phase(self, name: str) -> None:
-        """Called when the run starts to do something else: "compiling", "warm-up", "sampling"."""
+        """Called when the run starts to do something else: "compiling", "warm-up", "sampling", "training"."""
 
     def update(self, status: Mapping[str, Any]) -> None:
         """Called after each chunk.
@@ -37,7 +38,8 @@ class Progress(Protocol):
         Args:
           status: `step` (done of `total`, warm-up included), `total`, `phase`, `chains` (a list of mappings with
             `draws`, `divergences`, `step_size`, `gradients_per_draw`, `acceptance_rate`), `seconds`,
-            `draws_per_second`, and `r_hat_max` and `ess_min` when they are known.
+            `draws_per_second`, and `r_hat_max` and `ess_min` when they are known. In training there are no chains
+            and draws, but `steps_per_second`, `loss` and `validation/loss`.
         """
 
     def finish(self, message: str) -> None:
@@ -101,8 +103,10 @@ class Lines:
         old = now - self._last >= max(10.0, (now - self._began) / 20)
         if tenth > self._tenth or old:
             self._tenth, self._last = tenth, now
-            row = summarise(status.get("chains", ()))
-            cells = [f"{name} {text}" for name, text in zip(_COLUMNS, _cells(row), strict=True)]
+            cells = []
+            if "chains" in status:
+                row = summarise(status["chains"])
+                cells = [f"{name} {text}" for name, text in zip(_COLUMNS, _cells(row), strict=True)]
             phase = str(status.get("phase", self._phase))
             self._write("  ".join([f"{phase:8} {_fraction(status):4.0%}", *cells, *_facts(status, left)]))
 
@@ -193,6 +197,8 @@ class Table:
                 cells[1] = f"[red]{cells[1]}[/red]" if chain.get("divergences") else cells[1]
                 table.add_row(name, self._bar(), *cells)
             parts.append(table)
+        elif "loss" in self._status:
+            parts.append(self._bar())
         parts.append(Text(self._message) if self._message else self._line())
         return Group(*parts)
 
@@ -232,6 +238,8 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
     ]
     if lengths:
         parts.append(" and ".join(lengths) + (" each" if chains != 1 else ""))
+    if plan.get("steps"):
+        parts.append(f"{plan['steps']:,} steps{where if chains is None else ''}")
     if plan.get("out"):
         parts.append(f"to {plan['out']}")
     return parts
@@ -288,6 +296,9 @@ def _facts(status: Mapping[str, Any], left: float | None) -> list[str]:
     if status.get("draws_per_second"):
         what = "steps" if status.get("phase") == "warm-up" else "draws"
         facts.append(f"{status['draws_per_second']:,.0f} {what}/s")
+    facts.extend(f"{shown} {status[name]:.4g}" for name, shown in _LOSSES if status.get(name) is not None)
+    if status.get("steps_per_second"):
+        facts.append(f"{status['steps_per_second']:,.1f} steps/s")
     if left is not None:
         facts.append(f"{_clock(left)} left")
     if status.get("r_hat_max") is not None:

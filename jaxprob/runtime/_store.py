@@ -237,7 +237,7 @@ def array_paths(root: Path) -> list[str]:
     return found
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], function: str = "sample") -> None:
     """Replaces a JSON file in one step, so that a reader sees the old one or the new one, whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -248,7 +248,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise disk_error(error, path.parent, None) from error
+        raise disk_error(error, path.parent, None, function) from error
 
 
 def _storable(value: Any) -> np.ndarray:
@@ -261,7 +261,7 @@ def _length(rows: Rows) -> int:
     return len(next(iter(rows.values()))) if rows else 0
 
 
-def disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
+def disk_error(error: Exception, folder: Path, rows: int | None, function: str = "sample") -> OSError:
     """The one line for a folder that cannot be written; `rows`: how many draws are known to be safe."""
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
     if any(word in str(error) for word in ("No space", "ENOSPC", "RESOURCE_EXHAUSTED")):
@@ -269,6 +269,6 @@ def disk_error(error: Exception, folder: Path, rows: int | None) -> OSError:
     reason = os.strerror(code) if code != errno.EIO else " ".join(str(error).split())[:200]
     kept = "What was written before is safe" if rows is None else f"The first {rows} draws are safe"
     line = core.message(
-        "sample", "out", f"{folder} ({reason})", "a folder that can be written", f"{kept}; make room and resume"
+        function, "out", f"{folder} ({reason})", "a folder that can be written", f"{kept}; make room and resume"
     )
     return OSError(code, line)

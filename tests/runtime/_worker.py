@@ -29,10 +29,10 @@ if args.coordinator:
     runtime.connect(args.coordinator, 2, args.process)
 
 import jaxprob  # noqa: E402
-from jaxprob.runtime import _job  # noqa: E402
+from jaxprob.runtime import _loop  # noqa: E402
 from tests.runtime import _targets  # noqa: E402
 
-_job.SECONDS_PER_CHUNK = args.chunk
+_loop.SECONDS_PER_CHUNK = args.chunk
 
 
 class Lines:

@@ -148,6 +148,21 @@ def test_table_has_a_row_a_chain_and_says_compiling_at_once():
     table.close()
 
 
+def test_training_shows_steps_and_losses():
+    plan = {"algorithm": "training of 10 parameters", "steps": 1000, "devices": "1 cpu device"}
+    now = {"step": 500, "total": 1000, "phase": "training", "loss": 0.25, "validation/loss": 0.5}
+    progress = _progress.Lines(io.StringIO(), Clock())
+    progress.start(plan)
+    progress.update({**now, "steps_per_second": 1234.56})
+    assert lines(progress) == [
+        "jaxprob: training of 10 parameters, 1,000 steps on 1 cpu device",
+        "jaxprob: training  50%  loss 0.25  validation 0.5  1,234.6 steps/s",
+    ]
+    table = _progress.Table(io.StringIO())
+    table.update({**now, "total": None})  # a run without an end
+    assert "training 0%  loss 0.25  validation 0.5" in text_of(table)
+
+
 def test_many_chains_are_summed_up():
     table = _progress.Table(io.StringIO())
     table.update(status(600, chains=1000))

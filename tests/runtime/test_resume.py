@@ -71,7 +71,7 @@ class Stopper:
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    monkeypatch.setattr("jaxprob.runtime._job.SECONDS_PER_CHUNK", 0.02)
+    monkeypatch.setattr("jaxprob.runtime._loop.SECONDS_PER_CHUNK", 0.02)
 
 
 @pytest.mark.timeout(1200)

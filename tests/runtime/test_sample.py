@@ -340,7 +340,7 @@ def test_a_folder_in_which_another_process_writes(tmp_path):
 
 
 def test_an_error_during_the_run_keeps_what_was_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxprob.runtime._job.SECONDS_PER_CHUNK", 0.01)
+    monkeypatch.setattr("jaxprob.runtime._loop.SECONDS_PER_CHUNK", 0.01)
 
     class Breaks:
         start = phase = finish = lambda self, *_: None

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxprob import scan
+from jaxprob.inference.kalman import _adjoint as adjoint
 from jaxprob.inference.kalman._square_root import Moments, Seen, observe, predict
 from jaxprob.inference.kalman._steps import Step, Steps
 
@@ -17,13 +18,15 @@ def advance(moments: Moments, step: Step) -> tuple[Moments, Moments, Seen]:
     return predict(filtered, step.dynamics, step.dynamics_offset, step.dynamics_root), filtered, seen
 
 
-def run(steps: Steps, keep: bool = True, start: Moments | None = None) -> tuple[Any, Any, Seen]:
+def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     """Predicted and filtered moments and what was seen, time leading; None for the moments unless they are kept."""
+    if not keep:
+        return None, None, adjoint.seen(*steps)[0]
 
     def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
         after, filtered, seen = advance(moments, steps.at(varying))
-        return after, (moments, filtered, seen) if keep else (None, None, seen)
+        return after, (moments, filtered, seen)
 
     # For a gradient only the moments between steps are kept: to compute a step again costs less than to store it.
     body = jax.checkpoint(body, prevent_cse=False)
-    return scan.scan(body, steps.start if start is None else start, steps.varying)[1]
+    return scan.scan(body, steps.start, steps.varying)[1]

@@ -13,40 +13,78 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import scan
+from jaxprob.inference.kalman import _adjoint as adjoint
 from jaxprob.inference.kalman import _sequential as sequential
 from jaxprob.inference.kalman._square_root import Moments, Seen, observe, product
 from jaxprob.inference.kalman._steps import Step, Steps, covariance_of
 
 SETTLING = 256  # times after which covariances are looked at
+HALF = SETTLING // 2
 
 
 def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     """As `sequential.run`, for more than `SETTLING` times."""
-    first = jax.tree.map(lambda leaf: leaf[: SETTLING + 1], steps.varying)
+    begin, middle, start = _begin(steps, keep)
+    # What the branch not taken would keep for a gradient is not made.
+    return lax.cond(
+        _settled(steps, middle, start),
+        lambda steps, begin, start: _steady(steps, begin, start, keep),
+        jax.checkpoint(lambda steps, *_: sequential.run(steps, keep)),
+        *(steps, begin, start),
+    )
+
+
+def gradient(function: Any, steps: Steps) -> tuple[jax.Array, Steps]:
+    """As `sequential.gradient`; each branch has a derivative of its own, and nothing is kept for the one not taken."""
+    _, middle, start = _begin(lax.stop_gradient(steps), keep=False)
+
+    def settled(steps: Steps) -> Seen:
+        begin, _, start = _begin(steps, keep=False)
+        return _steady(steps, begin, start, keep=False)[2]
+
+    return lax.cond(
+        _settled(steps, middle, start),
+        lambda steps: adjoint.gradient(lambda steps: function(settled(steps)), steps),
+        lambda steps: adjoint.gradient(lambda steps: function(sequential.run(steps, keep=False)[2]), steps),
+        steps,
+    )
+
+
+def _begin(steps: Steps, keep: bool) -> tuple[Any, Moments, Moments]:
+    """The first times as `sequential.run` has them, the prediction at their middle and that after them."""
     # Told that nothing is missing: then covariances do not depend on the data, and a batch of series shares them.
-    told = steps._replace(varying=first._replace(seen=None), constant=steps.constant._replace(seen=_every(steps)))
-    begin = sequential.run(told)
-    predicted = begin[0]
-    begin, start = jax.tree.map(lambda leaf: leaf[:-1], begin), jax.tree.map(lambda leaf: leaf[-1], predicted)
-    # Over half of the times, so that covariances which settle slowly are not taken for settled.
-    middle, end = (covariance_of(predicted.factor[time]) for time in (SETTLING // 2, SETTLING))
+    varying, constant = steps.varying._replace(seen=None), steps.constant._replace(seen=_every(steps))
+
+    def times(tree: Any, first: int, end: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[first:end], tree)
+
+    if keep:
+        begin = sequential.run(Steps(steps.start, constant, times(varying, 0, SETTLING + 1)))
+        middle, start = (jax.tree.map(lambda leaf, at=at: leaf[at], begin[0]) for at in (HALF, SETTLING))
+        return times(begin, 0, SETTLING), middle, start
+    one, middle = adjoint.seen(steps.start, constant, times(varying, 0, HALF))
+    other, start = adjoint.seen(middle, constant, times(varying, HALF, SETTLING))
+    return (None, None, jax.tree.map(lambda *both: jnp.concatenate(both), one, other)), middle, start
+
+
+def _settled(steps: Steps, middle: Moments, start: Moments) -> jax.Array:
+    """Whether nothing is missing and covariances stand still.
+
+    Over half of the times, so that covariances which settle slowly are not taken for settled.
+    """
+    before, end = (covariance_of(lax.stop_gradient(moments.factor)) for moments in (middle, start))
     spread = jnp.sqrt(jnp.diagonal(end))
     rounding = 4 * end.shape[0] * jnp.finfo(end.dtype).eps
-    settled = jnp.all(jnp.abs(end - middle) <= rounding * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
+    still = jnp.all(jnp.abs(end - before) <= rounding * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
+    return _all_of_batch(steps.varying.seen) & still
 
-    def steady(steps: Steps, begin: Any, start: Moments) -> Any:
-        more = _recurrence(steps, start, jax.tree.map(lambda leaf: leaf[SETTLING:], steps.varying))
-        whole = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), begin, more)
-        return whole if keep else whole[2]
 
-    def stepwise(steps: Steps, *_: Any) -> Any:
-        found = sequential.run(steps, keep)
-        return found if keep else found[2]
-
-    complete = _all_of_batch(lax.stop_gradient(steps.varying.seen))
-    # What the branch not taken would keep for a gradient is not made.
-    found = lax.cond(complete & lax.stop_gradient(settled), steady, jax.checkpoint(stepwise), steps, begin, start)
-    return found if keep else (None, None, found)
+def _steady(steps: Steps, begin: Any, start: Moments, keep: bool) -> tuple[Any, Any, Seen]:
+    more: Any = _recurrence(steps, start, jax.tree.map(lambda leaf: leaf[SETTLING:], steps.varying))
+    if not keep:
+        more = None, None, more[2]
+    whole: tuple[Any, Any, Seen] = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), begin, more)
+    return whole
 
 
 def _every(steps: Steps) -> jax.Array:

@@ -310,7 +310,7 @@ def test_devices_change_no_bit(metric):
 
 @pytest.mark.parametrize("metric", OPTIONS)
 def test_a_warmup_that_was_stopped_goes_on_with_the_same_bits(metric, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxprob.runtime._job.SECONDS_PER_CHUNK", 0.02)
+    monkeypatch.setattr("jaxprob.runtime._loop.SECONDS_PER_CHUNK", 0.02)
     algorithm = partial(mcmc.warmup, mcmc.nuts, metric=metric, **OPTIONS[metric])
     options = {"initial": lambda key: jax.tree.map(lambda x: x[0], starts_of(1)), "algorithm": algorithm, "chains": 4}
     options |= {"warmup": 150, "draws": 50, "devices": 2}

@@ -55,7 +55,9 @@ def test_complex_states_are_reset_too(rng):
     pair = [scan.Complex(jnp.float32(x.real), jnp.float32(x.imag)) for x in (a, b, state)]
     states, final = linear_states(*pair, jnp.asarray(reset))
     wanted, last = loop(np.broadcast_to(a, (6, 2)), b, state, reset)
-    np.testing.assert_allclose(np.asarray(states.real) + 1j * np.asarray(states.imaginary), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(states.real) + 1j * np.asarray(states.imaginary), wanted, rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(final.imaginary, last.imag, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,75 @@
+"""What S5 and LRU share: one diagonal complex system that all inputs drive and all outputs read.
+
+Source: Smith, Warrington and Linderman (2023), "Simplified state space layers for sequence modeling", section 3;
+Orvieto et al. (2023), "Resurrecting recurrent neural networks for long sequences", section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprob import core
+from jaxprob.models.sequence._core import Core, check_inputs, check_state
+from jaxprob.models.sequence._diagonal import as_complex, as_pair, diagonal_states
+from jaxprob.scan import Complex, Exponential
+
+
+class Multiple(Core):
+    """x_t = exp(decay) x_{t-1} + gain (B u_t), y_t = multiple Re(C x_t) + d u_t.
+
+    Subclasses give `modes` and `system`, have the attributes `method` and `chunk`, and set the parameters `input_real`
+    and `input_imaginary` (modes, width), `output_real` and `output_imaginary` (width, modes) and `skip` (width,).
+    """
+
+    # Two where one mode of each conjugate pair is kept.
+    multiple = 1.0
+
+    @property
+    def modes(self) -> int:
+        """The number of complex modes kept."""
+        raise NotImplementedError
+
+    def system(self, dtype: Any) -> tuple[Exponential, Complex]:
+        """The logarithms of the decays and the gains, (modes,) in this dtype."""
+        raise NotImplementedError
+
+    def initial_state(self) -> Complex:
+        zero = jnp.zeros(self.modes, jnp.float32)
+        return Complex(zero, zero)
+
+    def run(self, xs: jax.Array, state: Any, reset: jax.Array | None, deterministic: bool) -> tuple[jax.Array, Any]:
+        decay, added = self._driven(xs)
+        states, final = diagonal_states(decay, added, state, reset, self.method, self.chunk)
+        return self._read(xs, states), final
+
+    def step(self, x: jax.Array, state: Any = None, *, deterministic: bool = True) -> tuple[jax.Array, Any]:
+        check_inputs(self, x, 1)
+        state = check_state(self, state)
+        decay, added = self._driven(x)
+        increment = as_complex(added)
+        after = as_pair(jnp.exp(as_complex(decay)) * as_complex(state).astype(increment.dtype) + increment)
+        return self._read(x, after), jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+
+    def _driven(self, xs: jax.Array) -> tuple[Exponential, Complex]:
+        """The decays, and what the inputs add to the state: gain (B u)."""
+        dtype = core.accumulator_dtype(core.result_dtype(xs, self.skip))
+        decay, gain = self.system(dtype)
+        into = jnp.concatenate([self.input_real, self.input_imaginary])
+        real, imaginary = jnp.split(product(xs, into).astype(dtype), 2, -1)
+        added = as_complex(Complex(real, imaginary)) * jnp.broadcast_to(as_complex(gain), real.shape)
+        return decay, as_pair(added)
+
+    def _read(self, xs: jax.Array, states: Complex) -> jax.Array:
+        out = jnp.concatenate([self.output_real, -self.output_imaginary], -1)
+        ys = self.multiple * product(jnp.concatenate([states.real, states.imaginary], -1), out)
+        return (ys + jnp.broadcast_to(self.skip.astype(ys.dtype), ys.shape) * xs.astype(ys.dtype)).astype(xs.dtype)
+
+
+def product(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x W^T over the last axis: with factors in the dtype of `x` and sums in float32 at least."""
+    sums = core.accumulator_dtype(x.dtype)
+    return jnp.matmul(x, weights.astype(x.dtype).T, precision=lax.Precision.HIGHEST, preferred_element_type=sums)
