@@ -17,6 +17,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
+# Tests that take more than 2.5 seconds on a quiet core, but for the quickest case of a function where that may do.
+_SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks `slow` what the list says, beside what is marked where it stands."""
+    for item in items:
+        if item.nodeid in _SLOW:
+            item.add_marker("slow")
+
+
 _MAPS = Path("/proc/self/maps")
 _TESTS = itertools.count(1)
 

@@ -8,6 +8,7 @@ from jaxprob.core._algorithm import Position as Position
 from jaxprob.core._algorithm import Shared as Shared
 from jaxprob.core._algorithm import State as State
 from jaxprob.core._algorithm import position_of as position_of
+from jaxprob.core._batching import all_of_batch as all_of_batch
 from jaxprob.core._dtypes import accumulator_dtype as accumulator_dtype
 from jaxprob.core._dtypes import as_float as as_float
 from jaxprob.core._dtypes import result_dtype as result_dtype

@@ -3,7 +3,9 @@
 `@joint` makes a model of a generator function; with arguments it is a `Program`, with data a `Posterior`.
 """
 
-from jaxprob.models import sequence as sequence
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxprob.models import state_space as state_space
 from jaxprob.models._nets import Net as Net
 from jaxprob.models._nets import random_net as random_net
@@ -16,3 +18,13 @@ from jaxprob.models._sites import deterministic as deterministic
 from jaxprob.models._sites import prefix as prefix
 from jaxprob.models._survey import Site as Site
 from jaxprob.models.state_space import StateSpaceModel as StateSpaceModel
+
+if TYPE_CHECKING:
+    from jaxprob.models import sequence as sequence
+
+
+def __getattr__(name: str) -> Any:
+    # Sequence cores are Flax modules, and Flax takes its time to import.
+    if name == "sequence":
+        return importlib.import_module("jaxprob.models.sequence")
+    raise AttributeError(f"module 'jaxprob.models' has no attribute {name!r}")

@@ -312,7 +312,8 @@ def _root(
         found = scan(body, start, xs, length=system.steps, reverse=options.reverse, reset=reset)[1]
         return found, _largest(found - system.after(found, start, xs, reset, constants))
 
-    states, residual = lax.cond(converged, lambda: (states, residual), step_by_step)
+    # One series of a batch that was not solved sends all there: with a branch for each, all would always go.
+    states, residual = lax.cond(core.all_of_batch(converged), lambda: (states, residual), step_by_step)
     return states, converged, residual, count
 
 
@@ -355,7 +356,7 @@ def _linear(
         size = jnp.max(jnp.abs(found))
         rounding = _SOLVED * jnp.finfo(found.dtype).eps * size
         error = _largest(apply(found) - right)
-        return lax.cond((error <= rounding) & jnp.isfinite(error), lambda: found, otherwise)
+        return lax.cond(core.all_of_batch((error <= rounding) & jnp.isfinite(error)), lambda: found, otherwise)
 
     def before() -> jax.Array:
         return system.before(states, start, reset)

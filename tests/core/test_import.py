@@ -12,7 +12,7 @@ import pytest
 
 import jaxprob.core
 
-NAMESPACES = ["core", "scan", "distributions", "models", "inference", "analysis", "runtime"]
+NAMESPACES = ["core", "scan", "distributions", "models", "inference", "learning", "analysis", "runtime"]
 HEAVY = {"distrax", "tensorflow_probability", "flax", "orbax", "tensorstore", "matplotlib", "xarray", "rich"}
 
 
@@ -32,7 +32,7 @@ def test_names_are_listed_without_loading():
     code = "import sys, jaxprob; names = dir(jaxprob); print('jax' in sys.modules, *names)"
     loaded, *names = fresh(code).split()
     assert loaded == "False"
-    assert set(NAMESPACES) | {"sample", "__version__"} <= set(names)
+    assert set(NAMESPACES) | {"fit", "sample", "__version__"} <= set(names)
 
 
 def test_namespaces_start_no_backend():

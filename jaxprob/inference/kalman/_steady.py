@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprob import scan
+from jaxprob import core, scan
 from jaxprob.inference.kalman import _adjoint as adjoint
 from jaxprob.inference.kalman import _sequential as sequential
 from jaxprob.inference.kalman._square_root import Moments, Seen, observe, product
@@ -76,7 +76,7 @@ def _settled(steps: Steps, middle: Moments, start: Moments) -> jax.Array:
     spread = jnp.sqrt(jnp.diagonal(end))
     rounding = 4 * end.shape[0] * jnp.finfo(end.dtype).eps
     still = jnp.all(jnp.abs(end - before) <= rounding * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
-    return _all_of_batch(steps.varying.seen) & still
+    return core.all_of_batch(jnp.all(steps.varying.seen)) & still
 
 
 def _steady(steps: Steps, begin: Any, start: Moments, keep: bool) -> tuple[Any, Any, Seen]:
@@ -124,14 +124,3 @@ def _recurrence(steps: Steps, start: Moments, rest: Step) -> tuple[Moments, Mome
         Moments(after, repeat(filtered.factor)),
         Seen(innovations, repeat(seen.log_scale)),
     )
-
-
-@jax.custom_batching.custom_vmap
-def _all_of_batch(seen: jax.Array) -> jax.Array:
-    """Whether all is true, in all of a batch: one answer for all, so that a branch on it stays a branch under vmap."""
-    return jnp.all(seen)
-
-
-@_all_of_batch.def_vmap
-def _(axis_size: int, in_batched: Any, seen: jax.Array) -> tuple[jax.Array, bool]:
-    return _all_of_batch(seen), False
