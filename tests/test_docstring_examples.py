@@ -1,4 +1,4 @@
-"""The examples in the docstrings of all that conditions on data, and of models, do what they say."""
+"""The examples in the docstrings of models, and of what conditions on data and trains, do what they say."""
 
 import doctest
 import importlib
@@ -10,13 +10,15 @@ import pytest
 
 import jaxprob
 
-FOLDERS = ("jaxprob.inference", "jaxprob.models")  # the others have tests of their own examples
+FOLDERS = ("jaxprob.inference", "jaxprob.models")  # the others have tests of their own examples, but for
+QUICK = "jaxprob.learning"
 NAMES = [
-    module.name for module in pkgutil.walk_packages(jaxprob.__path__, "jaxprob.") if module.name.startswith(FOLDERS)
+    pytest.param(module.name, marks=() if module.name.startswith(QUICK) else pytest.mark.slow)
+    for module in pkgutil.walk_packages(jaxprob.__path__, "jaxprob.")
+    if module.name.startswith((*FOLDERS, QUICK))
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_examples(name):
     module = importlib.import_module(name)

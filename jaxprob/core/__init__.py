@@ -9,6 +9,9 @@ from jaxprob.core._algorithm import Shared as Shared
 from jaxprob.core._algorithm import State as State
 from jaxprob.core._algorithm import position_of as position_of
 from jaxprob.core._batching import all_of_batch as all_of_batch
+from jaxprob.core._checks import check_positive as check_positive
+from jaxprob.core._checks import check_whole as check_whole
+from jaxprob.core._checks import is_number as is_number
 from jaxprob.core._dtypes import accumulator_dtype as accumulator_dtype
 from jaxprob.core._dtypes import as_float as as_float
 from jaxprob.core._dtypes import result_dtype as result_dtype
@@ -55,6 +58,7 @@ from jaxprob.core._trees import check_same_structure as check_same_structure
 from jaxprob.core._trees import dot as dot
 from jaxprob.core._trees import leaf_name as leaf_name
 from jaxprob.core._trees import map_named as map_named
+from jaxprob.core._trees import match_patterns as match_patterns
 from jaxprob.core._trees import named_leaves as named_leaves
 from jaxprob.core._trees import norm as norm
 from jaxprob.core._trees import ravel as ravel

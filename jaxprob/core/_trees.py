@@ -5,8 +5,10 @@ Positions are any pytree of floating arrays; kernels work on one flat vector in 
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -129,6 +131,37 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Maps `function(name, leaf, *other_leaves)` over the leaves of a pytree."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest)
+
+
+def match_patterns(function: str, argument: str, patterns: Sequence[str], names: Sequence[str]) -> list[int]:
+    """For each name the place of the first glob pattern that meets it; the number of patterns where none does.
+
+    `*` stands for any characters, dots included; `?` for one; `[ab]` for one of them.
+
+    Args:
+      function: name of the public function, for the message.
+      argument: how the message names a pattern, with `{}` for it.
+      patterns: of whole names.
+      names: of leaves, as `named_leaves` spells them.
+
+    Raises:
+      ValueError: if a pattern takes no name.
+
+    >>> match_patterns("by_path", "pattern {}", ["*.bias", "core.*"], ["core.bias", "core.kernel", "out"])
+    [0, 1, 2]
+    """
+    places = [next((i for i, p in enumerate(patterns) if fnmatchcase(name, p)), len(patterns)) for name in names]
+    for place, pattern in enumerate(patterns):
+        if place in places:
+            continue
+        where = argument.format(repr(pattern))
+        if any(fnmatchcase(name, pattern) for name in names):
+            expected = "one that meets leaves which no rule before it takes"
+            raise bad_value(function, where, "never reached", expected, "Put it earlier")
+        near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:5]
+        expected = f"one that meets a leaf, such as {', '.join(map(repr, near))}"
+        raise bad_value(function, where, "without a leaf", expected, "Paths are written with dots")
+    return places
 
 
 def check_same_structure(function: str, argument: str, got: Any, expected: Any, dtypes: bool = True) -> None:

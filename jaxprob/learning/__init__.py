@@ -8,4 +8,5 @@ from jaxprob.learning._optimizers import by_path as by_path
 from jaxprob.learning._task import Task as Task
 from jaxprob.learning._training import Training as Training
 from jaxprob.learning._training import TrainingState as TrainingState
+from jaxprob.learning._training import evaluation as evaluation
 from jaxprob.learning._training import training as training

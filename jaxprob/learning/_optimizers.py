@@ -6,9 +6,7 @@ layers are those of Gu, Goel and Ré (2022), "Efficiently modeling long sequence
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import jax
@@ -54,24 +52,10 @@ def by_path(rules: Mapping[str, Optimizer], *, default: Optimizer) -> optax.Grad
             raise core.bad_type("by_path", name, rule, "an optax optimiser, or None to freeze")
     # Labels are places of rules; those of patterns may be any text, `default` too.
     optimizers = dict(enumerate(optax.set_to_zero() if r is None else r for r in (*rules.values(), default)))
-    patterns = list(rules)
 
     def labels(params: Any) -> Any:
         names = [name for name, _ in core.named_leaves(params)]
-        places = [next((i for i, p in enumerate(patterns) if fnmatchcase(name, p)), len(patterns)) for name in names]
-        for place, pattern in enumerate(patterns):
-            if place not in places:
-                raise _nothing(pattern, names)
+        places = core.match_patterns("by_path", "pattern {}", list(rules), names)
         return jax.tree.unflatten(jax.tree.structure(params), places)
 
     return optax.partition(optimizers, labels)
-
-
-def _nothing(pattern: str, names: list[str]) -> ValueError:
-    """The error of a pattern that takes no leaf."""
-    if any(fnmatchcase(name, pattern) for name in names):
-        expected = "one that meets leaves which no rule before it takes"
-        return core.bad_value("by_path", f"pattern {pattern!r}", "never reached", expected, "Put it earlier")
-    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3) or names[:5]
-    expected = f"one that meets a leaf, such as {', '.join(map(repr, near))}"
-    return core.bad_value("by_path", f"pattern {pattern!r}", "without a leaf", expected, "Paths are written with dots")

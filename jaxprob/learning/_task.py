@@ -69,17 +69,13 @@ class Task:
         pieces = self.micro_batches
         if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 1:
             raise core.bad_value("Task", "micro_batches", pieces, "a number of pieces, 1 or more")
-        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
+        if self.ema is not None and not (core.is_number(self.ema) and 0 < self.ema < 1):
             raise core.bad_value("Task", "ema", self.ema, "a decay between 0 and 1, or None", "Such as 0.999")
         norm = self.max_gradient_norm
-        if norm is not None and not (_is_number(norm) and 0 < norm < math.inf):
+        if norm is not None and not (core.is_number(norm) and 0 < norm < math.inf):
             raise core.bad_value("Task", "max_gradient_norm", norm, "a positive number, or None")
         if self.compute_dtype is not None:
             object.__setattr__(self, "compute_dtype", _floating_dtype(self.compute_dtype))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _floating_dtype(dtype: Any) -> Any:

@@ -6,6 +6,7 @@ Source: Micikevicius et al. (2018), "Mixed precision training", for the master c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,6 +120,24 @@ def training(task: Task) -> Training:
     return Training(init, step)
 
 
+def evaluation(task: Task) -> Callable[[core.Key, Any, Any], dict[str, jax.Array]]:
+    """The loss of a task without a step: a pure function `(key, params, batch) -> info`, with "loss" and its metrics.
+
+    Args:
+      task: what is evaluated, in the dtype in which it computes.
+
+    >>> task = Task(lambda key: jnp.zeros(()), lambda w, batch, key: jnp.mean((w - batch) ** 2), optax.sgd(0.5))
+    >>> float(evaluation(task)(jax.random.key(0), jnp.ones(()), jnp.array([1.0, 3.0]))["loss"])
+    2.0
+    """
+
+    def evaluate(key: core.Key, params: Any, batch: Any) -> dict[str, jax.Array]:
+        value, metrics = _loss(task, params, batch, key)
+        return {"loss": value, **metrics}
+
+    return evaluate
+
+
 def _wide(params: Any) -> Any:
     """Parameters in float32 at least."""
     return jax.tree.map(lambda p: p.astype(core.accumulator_dtype(p.dtype)), params)
@@ -137,12 +156,7 @@ def _check_params(params: Any) -> None:
 def _gradient(task: Task, params: Any, batch: Any, key: core.Key) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """The loss, its metrics and its gradient, of a batch taken whole or in pieces."""
 
-    def loss(params: Any, batch: Any, key: core.Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if task.compute_dtype is not None:
-            params = jax.tree.map(lambda p: p.astype(task.compute_dtype), params)
-        return _checked(task.loss(params, batch, key))
-
-    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    value_and_gradient = jax.value_and_grad(functools.partial(_loss, task), has_aux=True)
     if task.micro_batches == 1:
         (value, metrics), gradient = value_and_gradient(params, batch, key)
         return value, metrics, gradient
@@ -157,6 +171,13 @@ def _gradient(task: Task, params: Any, batch: Any, key: core.Key) -> tuple[jax.A
     total, found = scan.scan(add, zero, pieces)
     value, metrics = jax.tree.map(_mean, found)
     return value, metrics, jax.tree.map(lambda t, p: (t / count).astype(p.dtype), total, params)
+
+
+def _loss(task: Task, params: Any, batch: Any, key: core.Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss and its metrics, in the dtype in which the task computes."""
+    if task.compute_dtype is not None:
+        params = jax.tree.map(lambda p: p.astype(task.compute_dtype), params)
+    return _checked(task.loss(params, batch, key))
 
 
 def _checked(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

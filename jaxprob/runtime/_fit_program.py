@@ -137,15 +137,13 @@ def evaluate(
     program: Program, source: Any, key: core.Key, params: Any, best: Best, step: Any
 ) -> tuple[dict[str, jax.Array], Best]:
     """The means over the batches of a source of the loss and its metrics (float32 scalars), and the best so far."""
-    cast = program.task.compute_dtype
-    computed = params if cast is None else jax.tree.map(lambda p: p.astype(cast), params)
+    scalars = learning.evaluation(program.task)
 
     @jax.jit
     def one(index: jax.Array) -> dict[str, jax.Array]:
         batch = _spread(program, source.batch(index))
-        found = program.task.loss(computed, batch, core.fold(key, jnp.uint32(EVALUATION), index))
-        value, metrics = found if isinstance(found, tuple) else (found, {})
-        return {name: jnp.asarray(x).astype(jnp.float32) for name, x in {"loss": value, **metrics}.items()}
+        found = scalars(core.fold(key, jnp.uint32(EVALUATION), index), params, batch)
+        return {name: x.astype(jnp.float32) for name, x in found.items()}
 
     zero = {name: jnp.zeros((), x.dtype) for name, x in jax.eval_shape(one, jnp.int32(0)).items()}
     total = scan.repeat(lambda total, index: jax.tree.map(jnp.add, total, one(index)), zero, source.num_batches)

@@ -9,7 +9,6 @@ Source: Xu et al. (2021), "GSPMD"; Rajbhandari et al. (2020), "ZeRO", for parame
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -137,21 +136,20 @@ def _largest_axis(shape: tuple[int, ...], slices: int) -> P:
 
 def _by_rules(params: list[tuple[str, Any]], rules: Mapping[str, Any], mesh: Mesh, function: str) -> dict[str, P]:
     """The first rule whose pattern meets a leaf takes it; the others lie on every device."""
-    found: dict[str, P] = {}
     for pattern, axes in rules.items():
         where = f"sharding[{pattern!r}]"
         if not isinstance(axes, (tuple, list, P)):
             expected = f"a tuple with a mesh axis or None for each axis of the leaf, such as ({MODEL!r}, None)"
             raise core.bad_type(function, where, core.describe(axes), expected)
-        met = [(name, leaf) for name, leaf in params if fnmatchcase(name, pattern)]
-        if not met:
-            names = ", ".join(repr(name) for name, _ in params[:8])
-            expected = f"one that meets a leaf, such as {names}"
-            raise core.bad_value(function, where, "without a leaf", expected, "Paths are written with dots")
-        for name, leaf in met:
-            _check_rule(function, where, name, leaf.shape, axes, mesh)
-            found.setdefault(name, P(*axes))
-    return {name: found.get(name, P()) for name, _ in params}
+    places = core.match_patterns(function, "sharding[{}]", list(rules), [name for name, _ in params])
+    found = {}
+    for (name, leaf), place in zip(params, places, strict=True):
+        found[name] = P()
+        if place < len(rules):
+            pattern, axes = list(rules.items())[place]
+            _check_rule(function, f"sharding[{pattern!r}]", name, leaf.shape, axes, mesh)
+            found[name] = P(*axes)
+    return found
 
 
 def _check_rule(function: str, where: str, name: str, shape: tuple[int, ...], axes: Any, mesh: Mesh) -> None:

@@ -330,3 +330,13 @@ def test_a_batch_that_micro_batches_do_not_divide(batch, message):
 def test_parameters_are_real_and_floating(params, message):
     with pytest.raises((TypeError, ValueError), match=message):
         learning.training(task_of()).init(params)
+
+
+def test_an_evaluation_is_the_loss_in_the_dtype_of_the_task():
+    def loss(params, batch, key):
+        return jnp.sum(params * batch), {"is_low": params.dtype == jnp.bfloat16}
+
+    task = learning.Task(lambda key: jnp.ones(2), loss, optax.sgd(0.1), compute_dtype=jnp.bfloat16)
+    found = learning.evaluation(task)(jax.random.key(0), jnp.array([1.0, 0.5]), jnp.array([2.0, 4.0], jnp.bfloat16))
+    assert found["loss"].dtype == jnp.float32
+    assert (float(found["loss"]), bool(found["is_low"])) == (4.0, True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxprob import scan
@@ -25,10 +24,12 @@ from jaxprob.inference.kalman._square_root import (
     Moments,
     Seen,
     decorrelate,
+    later,
     observe,
     observe_one,
     predict,
     product,
+    turn,
 )
 from jaxprob.inference.kalman._steps import Step, Steps
 
@@ -181,22 +182,12 @@ def _unobserve_one(
     C C^T = I - f f^T / s.
     """
     mean, factor = moments
-    n = row.shape[0]
-    f = jnp.sum(factor * jnp.expand_dims(row, 1), 0)
-    squares = f * f
-    total = variance + jnp.sum(squares)
+    f, total, gain, kept, moved = turn(factor, row, variance)
     there = seen & (total > 0)
     total = jnp.where(there, total, 1)
-    later = jnp.asarray(np.tril(np.ones((n, n), bool), -1), f.dtype)
-    below = variance + jnp.sum(later * jnp.expand_dims(squares, 1), 0)
-    above = below + squares
-    positive = below > 0
-    safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
-    kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
-    moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
-    change = jnp.where(jnp.eye(n, dtype=bool), kept, -later * jnp.expand_dims(f, 1) * jnp.expand_dims(moved, 0))
+    eye = jnp.eye(row.shape[0], dtype=bool)
+    change = jnp.where(eye, kept, -later(f) * jnp.expand_dims(f, 1) * jnp.expand_dims(moved, 0))
 
-    gain = jnp.sum(factor * jnp.expand_dims(f, 0), 1)
     residual = value - jnp.sum(mean * jnp.expand_dims(row, 1), 0)
     along_mean = jnp.sum(after.mean * jnp.expand_dims(gain, 1), 0)
     along_factor = jnp.sum(after.factor * jnp.expand_dims(gain, 1), 0)

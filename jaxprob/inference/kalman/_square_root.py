@@ -164,6 +164,46 @@ class Seen(NamedTuple):
     log_scale: jax.Array
 
 
+class Turn(NamedTuple):
+    """How a root L of P becomes that of P - P h h^T P / s when a number is seen, with f = L^T h and s = r + f^T f.
+
+    Attributes:
+      f: (n,).
+      total: s, ().
+      gain: L f, (n,).
+      kept, moved: (n,), of column i what is kept, sqrt(s_i / s_{i-1}), and by how much the later ones enter,
+        f_i / sqrt(s_i s_{i-1}), for the partial sums s_i = r + f_{i+1}^2 + ... + f_{n-1}^2.
+    """
+
+    f: jax.Array
+    total: jax.Array
+    gain: jax.Array
+    kept: jax.Array
+    moved: jax.Array
+
+
+def turn(factor: jax.Array, row: jax.Array, variance: jax.Array) -> Turn:
+    """The turn of a root (n, n) by a number h x + N(0, r)."""
+    f = jnp.sum(factor * jnp.expand_dims(row, 1), 0)
+    squares = f * f
+    if row.shape[0] <= UNROLLED:
+        below = variance + jnp.sum(later(f) * jnp.expand_dims(squares, 1), 0)
+    else:
+        below = variance + lax.cumsum(squares, reverse=True) - squares
+    above = below + squares
+    # Where nothing is uncertain so far, f is zero as well; and where the noise is none, the column becomes zero.
+    positive = below > 0
+    safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
+    kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
+    moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
+    return Turn(f, variance + jnp.sum(squares), jnp.sum(factor * jnp.expand_dims(f, 0), 1), kept, moved)
+
+
+def later(f: jax.Array) -> jax.Array:
+    """Ones strictly below the diagonal, (n, n)."""
+    return jnp.asarray(np.tril(np.ones(2 * f.shape, bool), -1), f.dtype)
+
+
 def observe_one(
     moments: Moments, row: jax.Array, variance: jax.Array, value: jax.Array, seen: jax.Array
 ) -> tuple[Moments, Seen]:
@@ -184,23 +224,8 @@ def observe_one(
     """
     mean, factor = moments
     n = row.shape[0]
-    f = jnp.sum(factor * jnp.expand_dims(row, 1), 0)
-    squares = f * f
-    later = jnp.asarray(np.tril(np.ones((n, n), bool), -1), f.dtype)
-    if n <= UNROLLED:
-        below = variance + jnp.sum(later * jnp.expand_dims(squares, 1), 0)
-        gains = jnp.sum(jnp.expand_dims(factor * jnp.expand_dims(f, 0), 2) * jnp.expand_dims(later, 0), 1)
-    else:
-        below = variance + lax.cumsum(squares, reverse=True) - squares
-        gains = core.matmul(factor * jnp.expand_dims(f, 0), later)
-    above = below + squares
-    total = variance + jnp.sum(squares)
-    gain = jnp.sum(factor * jnp.expand_dims(f, 0), 1)
-    # Where nothing is uncertain so far, f is zero as well; and where the noise is none, the column becomes zero.
-    positive = below > 0
-    safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
-    kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
-    moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
+    f, total, gain, kept, moved = turn(factor, row, variance)
+    gains = product(factor * jnp.expand_dims(f, 0), later(f))
     rest, taken = factor * jnp.expand_dims(kept, 0), gains * jnp.expand_dims(moved, 0)
     new_factor = _without_rounding(rest - taken, jnp.abs(rest) + jnp.abs(taken), 2)
 

@@ -35,7 +35,7 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
 
 
 def gradient(function: Any, steps: Steps) -> tuple[jax.Array, Steps]:
-    """As `sequential.gradient`; each branch has a derivative of its own, and nothing is kept for the one not taken."""
+    """As `adjoint.gradient`; each branch has a derivative of its own, and nothing is kept for the one not taken."""
     _, middle, start = _begin(lax.stop_gradient(steps), keep=False)
 
     def settled(steps: Steps) -> Seen:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.models.sequence._chunks import check_positive, einsum
+from jaxprob.models.sequence._chunks import einsum
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear
 from jaxprob.models.sequence._memory import check_heads
@@ -151,6 +151,6 @@ def aaren(width: int, heads: int = 4, *, method: str = "auto", chunk: int | None
 
     Source: Feng et al. (2024), section 3.3.
     """
-    check_positive("sequence.aaren", width=width, heads=heads)
+    core.check_whole("sequence.aaren", width=width, heads=heads)
     check_heads("sequence.aaren", width, heads)
     return _Aaren(width, heads, method, chunk)

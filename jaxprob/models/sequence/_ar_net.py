@@ -16,7 +16,6 @@ from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.models.sequence._core import Core, check_inputs, check_state, recurrent_states
-from jaxprob.models.sequence._options import check_positive, check_size
 
 # A weight below it counts as zero: the root in the penalty has an infinite slope there.
 _SMALL = 1e-4
@@ -104,8 +103,8 @@ def ar_net(width: int, *, order: int) -> Core:
 
     Source: Triebe, Laptev and Rajagopal (2019), equation 2.
     """
-    check_size("sequence.ar_net", "width", width)
-    check_size("sequence.ar_net", "order", order)
+    core.check_whole("sequence.ar_net", width=width)
+    core.check_whole("sequence.ar_net", order=order)
     return _ARNet(width, order)
 
 
@@ -148,7 +147,7 @@ def ar_net_loss(
     if sparsity is not None and not 0 < sparsity <= 1:
         raise core.bad_value(name, "sparsity", sparsity, "a fraction above 0 and at most 1, or None for no penalty")
     for argument, number in (("strength", strength), ("c1", c1), ("c2", c2)):
-        check_positive(name, argument, number)
+        core.check_positive(name, **{argument: number})
     scale = 0.0 if sparsity is None else strength * (1 / sparsity - 1)
     order = net.order
 
@@ -197,7 +196,7 @@ def yule_walker(series: Any, order: int) -> tuple[jax.Array, jax.Array]:
     Source: Durbin (1960), "The fitting of time-series models", section 6; Levinson (1947).
     """
     name = "sequence.yule_walker"
-    check_size(name, "order", order)
+    core.check_whole(name, order=order)
     series = core.as_float(series)
     if series.ndim != 1 or series.shape[0] <= order:
         expected = f"one number at each of more than {order} times, the order"

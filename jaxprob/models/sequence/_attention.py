@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxprob import core, scan
-from jaxprob.models.sequence._chunks import check_positive, einsum
+from jaxprob.models.sequence._chunks import einsum
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear
 from jaxprob.models.sequence._memory import check_heads
@@ -189,7 +189,7 @@ def attention(width: int, heads: int = 4, *, context: int = 1024, rotary: bool =
     Source: Vaswani et al. (2017), section 3.2; Su et al. (2021), equation 34.
     """
     name = "sequence.attention"
-    check_positive(name, width=width, heads=heads, context=context)
+    core.check_whole(name, width=width, heads=heads, context=context)
     check_heads(name, width, heads)
     if rotary and width // heads % 2:
         todo = "Take other heads, or rotary=False"

@@ -20,7 +20,6 @@ from jaxprob import core, scan
 from jaxprob.distributions import Distribution
 from jaxprob.models.sequence._bidirectional import _Bidirectional
 from jaxprob.models.sequence._core import Core, check_reset, check_state
-from jaxprob.models.sequence._options import check_size
 
 _NAME = "sequence.autoregressive"
 
@@ -133,7 +132,7 @@ class AutoregressiveModel:
         Returns:
           (length, *element).
         """
-        check_size("sequence.autoregressive", "length", length)
+        core.check_whole("sequence.autoregressive", length=length)
         state = check_state(self, state) if prefix is None else self.observe(params, prefix, state)[1]
 
         key = core.as_key(key, _NAME)

@@ -11,10 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxprob.core import bad_type, bad_value
+from jaxprob.core import bad_type, bad_value, is_number
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import GatedUnit, Mlp, Norm
-from jaxprob.models.sequence._options import is_number
 
 NORMS = ("rms", "layer", None)
 GATES = ("auto", "glu", None)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.models.sequence._core import Core, check_inputs, check_state, name_of, recurrent_states
 from jaxprob.models.sequence._layers import Linear
-from jaxprob.models.sequence._options import check_size, is_number
 
 Initializer = Callable[..., jax.Array]
 
@@ -144,8 +143,8 @@ def remembering(horizon: int, sign: float = 1.0) -> Initializer:
 def check_cell(module: Any, width: Any, state: Any, horizon: Any) -> None:
     """Checks the arguments that all factories of this kind have."""
     name = name_of(module)
-    check_size(name, "width", width)
+    core.check_whole(name, width=width)
     if state is not None:
-        check_size(name, "state", state)
-    if horizon is not None and (not is_number(horizon) or not 2 <= horizon < math.inf):
+        core.check_whole(name, state=state)
+    if horizon is not None and (not core.is_number(horizon) or not 2 <= horizon < math.inf):
         raise core.bad_value(name, "horizon", horizon, "a number of steps, 2 or more, or None")

@@ -170,13 +170,6 @@ def arguments(
 
 def check_chunks(function: str, chunk: Any, method: Any) -> None:
     """Checks the length of a chunk and the method."""
-    check_positive(function, chunk=chunk)
+    core.check_whole(function, chunk=chunk)
     if method not in METHODS:
         raise core.bad_value(function, "method", method, f"one of {', '.join(map(repr, METHODS))}")
-
-
-def check_positive(function: str, **numbers: Any) -> None:
-    """Checks that each is a positive whole number."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise core.bad_value(function, name, number, "a whole number, 1 or more")

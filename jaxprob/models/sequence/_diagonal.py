@@ -15,6 +15,8 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.models.sequence._core import linear_states
+from jaxprob.models.sequence._hippo import INITIALIZATIONS
+from jaxprob.models.sequence._options import check_choice, check_pairs
 from jaxprob.scan import Complex, Exponential
 
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -105,6 +107,38 @@ def diagonal_states(
         factor = as_pair(jnp.exp(as_complex(decay)))
     factor = jax.tree.map(lambda x: jnp.expand_dims(x, 0), factor)
     return linear_states(factor, increment, state, reset, method=method, chunk=chunk)
+
+
+def state_one_later(decay: Exponential, increment: Complex, state: Complex) -> Complex:
+    """exp(decay) x + b, in the dtype of the increment."""
+    increments = as_complex(increment)
+    return as_pair(jnp.exp(as_complex(decay)) * as_complex(state).astype(increments.dtype) + increments)
+
+
+def like(state: Complex, old: Complex) -> Complex:
+    """A state in the dtype of another."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), state, old)
+
+
+def check_system(
+    function: str,
+    width: Any,
+    state: Any,
+    initialization: Any,
+    discretization: Any,
+    step_min: Any,
+    step_max: Any,
+    rate: Any,
+) -> None:
+    """Checks what the factories of systems in continuous time have in common."""
+    core.check_whole(function, width=width)
+    check_pairs(function, "state", state)
+    check_choice(function, "initialization", initialization, INITIALIZATIONS)
+    check_choice(function, "discretization", discretization, DISCRETIZATIONS)
+    core.check_positive(function, step_min=step_min, step_max=step_max)
+    if step_min > step_max:
+        raise core.bad_value(function, "step_min", step_min, f"at most step_max, {step_max}")
+    core.check_positive(function, rate=rate)
 
 
 def s4d_kernel(eigenvalues: Any, weights: Any, step: Any, length: int, *, discretization: str = "zoh") -> jax.Array:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxprob.core import log_sigmoid
-from jaxprob.models.sequence._chunks import check_positive
+from jaxprob.core import check_whole, log_sigmoid
 from jaxprob.models.sequence._core import Core
 from jaxprob.models.sequence._layers import Linear
 from jaxprob.models.sequence._linear_attention import linear_attention
@@ -96,5 +95,5 @@ def gated_linear_attention(
     """
     name = "sequence.gated_linear_attention"
     key, value = check_memory(name, width, heads, key_width, value_width, convolution, chunk, method)
-    check_positive(name, rank=rank)
+    check_whole(name, rank=rank)
     return _GatedLinearAttention(width, heads, key, value, gate, convolution, chunk, method, rank)

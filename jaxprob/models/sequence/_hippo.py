@@ -54,7 +54,7 @@ def hippo_legs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
     Source: Gu et al. (2020), "HiPPO", theorem 2, without the factor 1 / t.
     """
-    _check_size("sequence.hippo_legs", n)
+    core.check_whole("sequence.hippo_legs", n=n)
     root = np.sqrt(2.0 * np.arange(n) + 1.0)
     a = np.tril(-np.outer(root, root), -1) - np.diag(np.arange(n) + 1.0)
     return a, root
@@ -77,7 +77,7 @@ def normal_plus_low_rank(n: int) -> NormalPlusLowRank:
 
     Source: Gu, Goel and Re (2022), theorem 1 and appendix C.1; Gu et al. (2022), theorem 3, for half the input.
     """
-    _check_size("sequence.normal_plus_low_rank", n)
+    core.check_whole("sequence.normal_plus_low_rank", n=n)
     a, b = hippo_legs(n)
     vector = np.sqrt(np.arange(n) + 0.5)
     skew = a + np.outer(vector, vector) + 0.5 * np.eye(n)
@@ -118,8 +118,3 @@ def initial_modes(function: str, initialization: str, n: int) -> tuple[np.ndarra
     if initialization == "random":
         return half, None
     raise core.bad_value(function, "initialization", initialization, f"one of {', '.join(map(repr, INITIALIZATIONS))}")
-
-
-def _check_size(function: str, n: int) -> None:
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise core.bad_value(function, "n", n, "a positive whole number")

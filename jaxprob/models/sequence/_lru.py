@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.models.sequence._core import Core
 from jaxprob.models.sequence._multiple import Multiple
-from jaxprob.models.sequence._options import METHODS, check_choice, check_chunk, check_positive, check_size, is_number
+from jaxprob.models.sequence._options import METHODS, check_choice, check_chunk
 from jaxprob.scan import Complex, Exponential
 
 
@@ -116,14 +116,14 @@ def lru(
     Source: Orvieto et al. (2023), section 3 and appendix A.
     """
     name = "sequence.lru"
-    check_size(name, "width", width)
-    check_size(name, "state", state)
+    core.check_whole(name, width=width)
+    core.check_whole(name, state=state)
     for argument, value in (("radius_min", radius_min), ("radius_max", radius_max)):
-        if not is_number(value) or not 0 <= value < 1:
+        if not core.is_number(value) or not 0 <= value < 1:
             raise core.bad_value(name, argument, value, "a number from 0 to less than 1")
     if radius_min >= radius_max:
         raise core.bad_value(name, "radius_min", radius_min, f"less than radius_max, {radius_max}")
-    check_positive(name, "phase_max", phase_max)
+    core.check_positive(name, phase_max=phase_max)
     check_choice(name, "method", method, METHODS)
     check_chunk(name, chunk)
     return _LRU(width, state, radius_min, radius_max, phase_max, method, chunk)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.models.sequence._cells import Initializer, Recurrent, check_cell, remembering
 from jaxprob.models.sequence._core import Core
-from jaxprob.models.sequence._options import is_number
 
 
 class _Lstm(Recurrent):
@@ -96,6 +95,6 @@ def lstm(
     check_cell(_Lstm, width, state, horizon)
     if not isinstance(peephole, bool):
         raise core.bad_value("sequence.lstm", "peephole", peephole, "True or False")
-    if not is_number(forget_bias):
+    if not core.is_number(forget_bias):
         raise core.bad_value("sequence.lstm", "forget_bias", forget_bias, "a number")
     return _Lstm(width, state, horizon, peephole, forget_bias)

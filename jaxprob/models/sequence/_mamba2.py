@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxprob.core import bad_value, inverse_softplus, softplus
-from jaxprob.models.sequence._chunks import check_chunks, check_positive
+from jaxprob.core import bad_value, check_whole, inverse_softplus, softplus
+from jaxprob.models.sequence._chunks import check_chunks
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear, Norm
 from jaxprob.models.sequence._memory import MemoryState
@@ -157,14 +157,14 @@ def mamba2(
     Source: Dao and Gu (2024), figure 6 (the parallel block).
     """
     name = "sequence.mamba2"
-    check_positive(name, width=width, state=state, groups=groups, expand=expand, convolution=convolution)
+    check_whole(name, width=width, state=state, groups=groups, expand=expand, convolution=convolution)
     check_chunks(name, chunk, method)
     inner = expand * width
     if heads is None and head_width is None:
         head_width = next(size for size in range(min(64, inner), 0, -1) if inner % size == 0)
     for argument, value in (("heads", heads), ("head_width", head_width)):
         if value is not None:
-            check_positive(name, **{argument: value})
+            check_whole(name, **{argument: value})
             if inner % value:
                 raise bad_value(name, argument, value, f"a number that divides expand * width = {inner}")
     heads = inner // head_width if heads is None and head_width is not None else heads

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprob.core import bad_value
-from jaxprob.models.sequence._chunks import check_chunks, check_positive
+from jaxprob.core import bad_value, check_whole
+from jaxprob.models.sequence._chunks import check_chunks
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear, Norm
 from jaxprob.models.sequence._short_convolution import ShortConvolution, convolution_state
@@ -109,12 +109,12 @@ def check_memory(
     Returns:
       the numbers of a key and of a value of one head, `width / heads` where they are not given.
     """
-    check_positive(function, width=width, heads=heads, convolution=convolution)
+    check_whole(function, width=width, heads=heads, convolution=convolution)
     check_chunks(function, chunk, method)
     given = {"key_width": key_width, "value_width": value_width}
     if None in given.values():
         check_heads(function, width, heads, " ".join(name for name, value in given.items() if value is None))
-    check_positive(function, **{name: value for name, value in given.items() if value is not None})
+    check_whole(function, **{name: value for name, value in given.items() if value is not None})
     share = width // heads
     return (share if key_width is None else key_width), (share if value_width is None else value_width)
 

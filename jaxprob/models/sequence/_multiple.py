@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
-from jaxprob.models.sequence._diagonal import as_complex, as_pair, diagonal_states
+from jaxprob.models.sequence._diagonal import as_complex, as_pair, diagonal_states, like, state_one_later
 from jaxprob.scan import Complex, Exponential
 
 
@@ -50,9 +50,8 @@ class Multiple(Core):
         check_inputs(self, x, 1)
         state = check_state(self, state)
         decay, added = self._driven(x)
-        increment = as_complex(added)
-        after = as_pair(jnp.exp(as_complex(decay)) * as_complex(state).astype(increment.dtype) + increment)
-        return self._read(x, after), jax.tree.map(lambda new, old: new.astype(old.dtype), after, state)
+        after = state_one_later(decay, added, state)
+        return self._read(x, after), like(after, state)
 
     def _driven(self, xs: jax.Array) -> tuple[Exponential, Complex]:
         """The decays, and what the inputs add to the state: gain (B u)."""

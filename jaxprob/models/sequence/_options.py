@@ -15,12 +15,6 @@ from jaxprob import core
 METHODS = ("auto", "sequential", "chunked", "associative", "parallel")
 
 
-def check_size(function: str, argument: str, value: Any) -> None:
-    """Checks a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise core.bad_value(function, argument, value, "a positive whole number")
-
-
 def check_pairs(function: str, argument: str, value: Any) -> None:
     """Checks the size of a state whose modes come in conjugate pairs."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 2 or value % 2:
@@ -33,29 +27,10 @@ def check_choice(function: str, argument: str, value: Any, choices: tuple[str, .
         raise core.bad_value(function, argument, value, f"one of {', '.join(map(repr, choices))}")
 
 
-def check_positive(function: str, argument: str, value: Any) -> None:
-    """Checks a positive finite number."""
-    if not is_number(value) or not 0 < value < math.inf:
-        raise core.bad_value(function, argument, value, "a positive number")
-
-
-def check_steps(function: str, step_min: Any, step_max: Any) -> None:
-    """Checks the range of the first time steps."""
-    check_positive(function, "step_min", step_min)
-    check_positive(function, "step_max", step_max)
-    if step_min > step_max:
-        raise core.bad_value(function, "step_min", step_min, f"at most step_max, {step_max}")
-
-
 def check_chunk(function: str, chunk: Any) -> None:
     """Checks the number of steps of a chunk, or None."""
     if chunk is not None:
-        check_size(function, "chunk", chunk)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a Python number, of NumPy or not, and no boolean."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        core.check_whole(function, chunk=chunk)
 
 
 def log_uniform(low: float, high: float) -> Callable[..., jax.Array]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxprob import core, scan
 from jaxprob.models.sequence._cells import Initializer, Projected, check_cell, remembering
 from jaxprob.models.sequence._core import Core, recurrent_states
-from jaxprob.models.sequence._options import check_choice, check_size
+from jaxprob.models.sequence._options import check_choice
 from jaxprob.scan._methods import platform
 
 SOLVERS = ("auto", "newton", "sequential")
@@ -208,4 +208,4 @@ def _check(module: Any, width: Any, state: Any, horizon: Any, method: Any, max_i
     name = f"sequence.{module.factory}"
     check_cell(module, width, state, horizon)
     check_choice(name, "method", method, SOLVERS)
-    check_size(name, "max_iterations", max_iterations)
+    core.check_whole(name, max_iterations=max_iterations)

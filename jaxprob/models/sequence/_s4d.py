@@ -16,25 +16,23 @@ from jax import lax
 from jaxprob import core
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._diagonal import (
-    DISCRETIZATIONS,
     Discretized,
     as_complex,
     as_pair,
+    check_system,
     convolve,
     diagonal_states,
     discretize,
+    like,
     response,
     state_after,
+    state_one_later,
 )
-from jaxprob.models.sequence._hippo import INITIALIZATIONS, initial_modes, legs_modes
+from jaxprob.models.sequence._hippo import initial_modes, legs_modes
 from jaxprob.models.sequence._options import (
     METHODS,
     check_choice,
     check_chunk,
-    check_pairs,
-    check_positive,
-    check_size,
-    check_steps,
     constant,
     log_uniform,
 )
@@ -97,12 +95,10 @@ class _S4D(Core):
         check_inputs(self, x, 1)
         state = check_state(self, state)
         system, weights, inputs = self._system(x)
-        before = as_complex(state).astype(weights.dtype)
-        added = as_complex(jax.tree.map(lambda gain: gain * jnp.expand_dims(inputs, -1), system.gain))
-        after = jnp.exp(as_complex(system.decay)) * before + added
-        y = 2.0 * jnp.sum((weights * after).real, -1)
-        final = jax.tree.map(lambda new, old: new.astype(old.dtype), as_pair(after), state)
-        return self._output(x, y, inputs), final
+        added = jax.tree.map(lambda gain: gain * jnp.expand_dims(inputs, -1), system.gain)
+        after = state_one_later(system.decay, added, state)
+        y = 2.0 * jnp.sum((weights * as_complex(after)).real, -1)
+        return self._output(x, y, inputs), like(after, state)
 
     def _system(self, xs: jax.Array) -> tuple[Discretized, jax.Array, jax.Array]:
         """The discrete system with the input weights in its gain, the output weights, and the inputs in its dtype."""
@@ -127,8 +123,7 @@ class _S4D(Core):
         kernel = response(decay, weights * gain, time)
         free = response(decay, weights * jnp.exp(decay) * before, time)
         after = gain * state_after(decay, inputs) + jnp.exp(decay * time) * before
-        final = jax.tree.map(lambda new, old: new.astype(old.dtype), as_pair(after), state)
-        return convolve(inputs, kernel.T) + free.T, final
+        return convolve(inputs, kernel.T) + free.T, like(as_pair(after), state)
 
     def _output(self, xs: jax.Array, ys: jax.Array, inputs: jax.Array) -> jax.Array:
         skip = jnp.broadcast_to(self.skip.astype(ys.dtype), ys.shape)
@@ -185,12 +180,7 @@ def s4d(
     Source: Gu, Gupta, Goel and Re (2022), sections 3 and 4.
     """
     name = "sequence.s4d"
-    check_size(name, "width", width)
-    check_pairs(name, "state", state)
-    check_choice(name, "initialization", initialization, INITIALIZATIONS)
-    check_choice(name, "discretization", discretization, DISCRETIZATIONS)
-    check_steps(name, step_min, step_max)
-    check_positive(name, "rate", rate)
+    check_system(name, width, state, initialization, discretization, step_min, step_max, rate)
     check_choice(name, "method", method, ("convolution", *METHODS))
     check_chunk(name, chunk)
     return _S4D(width, state, initialization, discretization, step_min, step_max, rate, method, chunk)

@@ -14,17 +14,13 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.models.sequence._core import Core
-from jaxprob.models.sequence._diagonal import DISCRETIZATIONS, discretize
-from jaxprob.models.sequence._hippo import INITIALIZATIONS, initial_modes
+from jaxprob.models.sequence._diagonal import check_system, discretize
+from jaxprob.models.sequence._hippo import initial_modes
 from jaxprob.models.sequence._multiple import Multiple
 from jaxprob.models.sequence._options import (
     METHODS,
     check_choice,
     check_chunk,
-    check_pairs,
-    check_positive,
-    check_size,
-    check_steps,
     constant,
     log_uniform,
 )
@@ -124,15 +120,10 @@ def s5(
     Source: Smith, Warrington and Linderman (2023), sections 3 and 4.
     """
     name = "sequence.s5"
-    check_size(name, "width", width)
-    check_pairs(name, "state", state)
-    check_size(name, "blocks", blocks)
+    check_system(name, width, state, initialization, discretization, step_min, step_max, rate)
+    core.check_whole(name, blocks=blocks)
     if state % (2 * blocks):
         raise core.bad_value(name, "blocks", blocks, f"a number that divides half of the state, {state // 2}")
-    check_choice(name, "initialization", initialization, INITIALIZATIONS)
-    check_choice(name, "discretization", discretization, DISCRETIZATIONS)
-    check_steps(name, step_min, step_max)
-    check_positive(name, "rate", rate)
     check_choice(name, "method", method, METHODS)
     check_chunk(name, chunk)
     return _S5(width, state, blocks, initialization, discretization, step_min, step_max, rate, method, chunk)

@@ -215,7 +215,7 @@ def test_coefficients_go_into_state_space_models(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sequence.ar_net(0, order=1), r"sequence\.ar_net: width is 0; expected a positive whole number"),
+        (lambda: sequence.ar_net(0, order=1), r"sequence\.ar_net: width is 0; expected a whole number, 1 or more"),
         (lambda: sequence.ar_net(1, order=1.5), r"order is 1\.5"),
         (lambda: sequence.ar_net_loss(None), r"ar_net_loss: net is None; expected what sequence\.ar_net returned"),
         (lambda: sequence.ar_net_loss(sequence.ar_net(1, order=1), sparsity=0), "sparsity is 0; expected a fraction"),

@@ -200,7 +200,7 @@ def test_bad_options_are_one_line(make, message):
         (lambda m, p: m.log_prob(p, jnp.zeros(3)), "xs is of float32; expected integers"),
         (lambda m, p: m.log_prob(p, jnp.zeros(3, int), jnp.zeros(3)), r"sequence\.autoregressive: state is value"),
         (lambda m, p: m.log_prob(p, jnp.zeros(3, int), None, jnp.zeros(2, bool)), r"reset is bool of shape \(2,\)"),
-        (lambda m, p: m.sample(p, jax.random.key(0), 0), "length is 0; expected a positive whole number"),
+        (lambda m, p: m.sample(p, jax.random.key(0), 0), "length is 0; expected a whole number, 1 or more"),
         (lambda m, p: m.step(p, jax.random.key(0), jnp.zeros(2, int)), r"x is of shape \(2,\); expected one element"),
     ],
 )

@@ -141,8 +141,8 @@ def test_first_gates_remember_up_to_the_horizon():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sequence.gru(0), r"sequence\.gru: width is 0; expected a positive whole number"),
-        (lambda: sequence.gru(4, state=2.5), r"sequence\.gru: state is 2\.5; expected a positive whole number"),
+        (lambda: sequence.gru(0), r"sequence\.gru: width is 0; expected a whole number, 1 or more"),
+        (lambda: sequence.gru(4, state=2.5), r"sequence\.gru: state is 2\.5; expected a whole number, 1 or more"),
         (lambda: sequence.lstm(4, horizon=1), r"sequence\.lstm: horizon is 1; expected a number of steps, 2 or more"),
         (lambda: sequence.lstm(4, peephole=1), "peephole is 1; expected True or False"),
         (lambda: sequence.lstm(4, forget_bias="1"), "forget_bias is 1; expected a number"),

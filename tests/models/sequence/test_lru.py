@@ -122,14 +122,14 @@ def test_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": -1}, r"width is -1; expected a positive whole number"),
-        ({"state": 0}, r"state is 0; expected a positive whole number"),
+        ({"width": -1}, r"width is -1; expected a whole number, 1 or more"),
+        ({"state": 0}, r"state is 0; expected a whole number, 1 or more"),
         ({"radius_min": -0.1}, r"radius_min is -0\.1; expected a number from 0 to less than 1"),
         ({"radius_max": 1.0}, r"radius_max is 1\.0; expected a number from 0 to less than 1"),
         ({"radius_min": 0.99}, r"radius_min is 0\.99; expected less than radius_max, 0\.99"),
         ({"phase_max": 0.0}, r"phase_max is 0\.0; expected a positive number"),
         ({"method": "newton"}, r"method is newton; expected one of 'auto'"),
-        ({"chunk": 2.0}, r"chunk is 2\.0; expected a positive whole number"),
+        ({"chunk": 2.0}, r"chunk is 2\.0; expected a whole number, 1 or more"),
     ],
 )
 def test_bad_options_are_one_line(options, message):

@@ -281,7 +281,7 @@ def test_a_nan_goes_no_further_than_a_reset():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, r"width is 0; expected a positive whole number"),
+        ({"width": 0}, r"width is 0; expected a whole number, 1 or more"),
         ({"state": 7}, r"state is 7; expected an even number, 2 or more\. Modes come in conjugate pairs"),
         ({"state": 0}, r"state is 0; expected an even number"),
         (
@@ -294,7 +294,7 @@ def test_a_nan_goes_no_further_than_a_reset():
         ({"step_min": 0.2}, r"step_min is 0\.2; expected at most step_max, 0\.1"),
         ({"rate": -1}, r"rate is -1; expected a positive number"),
         ({"method": "fft"}, r"method is fft; expected one of 'convolution', 'auto', 'sequential'"),
-        ({"chunk": 0}, r"chunk is 0; expected a positive whole number"),
+        ({"chunk": 0}, r"chunk is 0; expected a whole number, 1 or more"),
     ],
 )
 def test_bad_options_are_one_line(options, message):

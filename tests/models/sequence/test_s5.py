@@ -124,7 +124,7 @@ def test_batches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 1.5}, r"width is 1\.5; expected a positive whole number"),
+        ({"width": 1.5}, r"width is 1\.5; expected a whole number, 1 or more"),
         ({"state": 7}, r"state is 7; expected an even number, 2 or more"),
         ({"blocks": 3}, r"blocks is 3; expected a number that divides half of the state, 4"),
         ({"initialization": "zoh"}, r"initialization is zoh; expected one of 'lin'"),

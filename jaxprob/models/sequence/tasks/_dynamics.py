@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.models.sequence.tasks._example import Example, check_positive, check_whole
+from jaxprob.models.sequence.tasks._example import Example
 
 
 def mackey_glass(
@@ -51,15 +51,15 @@ def mackey_glass(
 
     Source: Mackey and Glass (1977), "Oscillation and chaos in physiological control systems".
     """
-    name = "mackey_glass"
-    check_whole(name, length=length, substeps=substeps)
-    check_whole(name, 0, washout=washout)
-    check_positive(name, delay=delay, beta=beta, gamma=gamma, exponent=exponent, step=step)
+    name = "tasks.mackey_glass"
+    core.check_whole(name, length=length, substeps=substeps)
+    core.check_whole(name, 0, washout=washout)
+    core.check_positive(name, delay=delay, beta=beta, gamma=gamma, exponent=exponent, step=step)
     h = step / substeps
     back = round(delay / h)
     if back < 2 or abs(back * h - delay) > 1e-6 * delay:
         expected = f"a multiple of a step of integration, {h:g}, and 2 of them at least"
-        raise core.bad_value(f"tasks.{name}", "delay", delay, expected, "Change step or substeps")
+        raise core.bad_value(name, "delay", delay, expected, "Change step or substeps")
     # Weakly typed: the series has the default float.
     start = 0.5 + 0.8 * jax.random.uniform(key, ())
 
@@ -117,9 +117,9 @@ def lorenz(
 
     Source: Lorenz (1963), "Deterministic nonperiodic flow".
     """
-    check_whole("lorenz", length=length, substeps=substeps)
-    check_whole("lorenz", 0, washout=washout)
-    check_positive("lorenz", sigma=sigma, rho=rho, beta=beta, step=step)
+    core.check_whole("tasks.lorenz", length=length, substeps=substeps)
+    core.check_whole("tasks.lorenz", 0, washout=washout)
+    core.check_positive("tasks.lorenz", sigma=sigma, rho=rho, beta=beta, step=step)
     h = step / substeps
 
     def slope(state: jax.Array) -> jax.Array:

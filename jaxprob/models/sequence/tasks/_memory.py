@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.models.sequence.tasks._example import Example, check_whole
+from jaxprob.models.sequence.tasks._example import Example
 
 
 def copy(key: core.Key, *, symbols: int = 8, memory: int = 10, delay: int = 20) -> Example:
@@ -34,7 +34,7 @@ def copy(key: core.Key, *, symbols: int = 8, memory: int = 10, delay: int = 20) 
     Source: Hochreiter and Schmidhuber (1997), "Long short-term memory"; in this form Arjovsky, Shah and Bengio (2016),
     "Unitary evolution recurrent neural networks", section 4.1.
     """
-    check_whole("copy", symbols=symbols, memory=memory, delay=delay)
+    core.check_whole("tasks.copy", symbols=symbols, memory=memory, delay=delay)
     said = jax.random.randint(key, (memory,), 1, symbols + 1)
     blanks = jnp.zeros(memory, jnp.int32)
     inputs = jnp.concatenate([said, jnp.zeros(delay - 1, jnp.int32), jnp.full(1, symbols + 1), blanks])
@@ -63,7 +63,7 @@ def selective_copy(key: core.Key, *, symbols: int = 8, memory: int = 10, length:
 
     Source: Jing et al. (2019), "Gated orthogonal recurrent units"; Gu and Dao (2023), "Mamba", section 4.1.1.
     """
-    check_whole("selective_copy", symbols=symbols, memory=memory, length=length)
+    core.check_whole("tasks.selective_copy", symbols=symbols, memory=memory, length=length)
     if memory > length:
         raise core.bad_value("tasks.selective_copy", "memory", memory, f"at most length, {length}")
     where, what = jax.random.split(key)
@@ -110,7 +110,7 @@ def associative_recall(
     "Zoology".
     """
     queries = pairs if queries is None else queries
-    check_whole("associative_recall", keys=keys, values=values, pairs=pairs, queries=queries)
+    core.check_whole("tasks.associative_recall", keys=keys, values=values, pairs=pairs, queries=queries)
     if distinct and pairs > keys:
         raise core.bad_value(
             "tasks.associative_recall", "pairs", pairs, f"at most keys, {keys}, where they are distinct"
@@ -151,7 +151,7 @@ def adding(key: core.Key, *, length: int = 100) -> Example:
     Source: Hochreiter and Schmidhuber (1997), "Long short-term memory", section 5.4; in this form Le, Jaitly and Hinton
     (2015), "A simple way to initialize recurrent networks of rectified linear units".
     """
-    check_whole("adding", 2, length=length)
+    core.check_whole("tasks.adding", 2, length=length)
     what, first, second = jax.random.split(key, 3)
     numbers = jax.random.uniform(what, (length,))
     early = jax.random.randint(first, (), 0, length // 2)
@@ -183,6 +183,6 @@ def parity(key: core.Key, *, length: int = 40) -> Example:
     Source: Minsky and Papert (1969), "Perceptrons", chapter 3; Grazzi et al. (2025), "Unlocking state-tracking in
     linear RNNs through negative eigenvalues".
     """
-    check_whole("parity", length=length)
+    core.check_whole("tasks.parity", length=length)
     bits = jax.random.randint(key, (length,), 0, 2)
     return Example(bits, jnp.cumsum(bits, dtype=jnp.int32) % 2, jnp.ones(length, bool))
