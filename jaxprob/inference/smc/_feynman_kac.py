@@ -1,0 +1,252 @@
+"""Feynman-Kac models: what every particle filter runs on, whatever it filters.
+
+A sequence of measures `gamma_t(dx_0:t) = M_0(dx_0) G_0(x_0) prod_s M_s(x_{s-1}, dx_s) G_s(x_{s-1}, x_s)`: particles are
+drawn from the kernels M and weighted by the potentials G. A bootstrap filter, a guided one, a sampler of sentences and
+a path of temperatures differ in M and G alone.
+
+Source: Del Moral (2004), "Feynman-Kac formulae"; Chopin & Papaspiliopoulos (2020), "An introduction to sequential Monte
+Carlo", chapters 5 and 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprob import core, scan
+from jaxprob.inference.smc._population import Population
+from jaxprob.inference.smc._resampler import Resampler, adaptive, normalized
+
+
+class Batched(NamedTuple):
+    """A function that takes all particles at once, each argument of one particle with a leading axis, and one key.
+
+    For what is quicker together: a million normal numbers from one key cost a quarter of one from each of a million.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function."""
+        return self.function(*args)
+
+
+class FeynmanKac(NamedTuple):
+    """Kernels and potentials. Functions are of one particle, a pytree; `Batched` ones of all.
+
+    Times count from 0, and `datum` is what belongs to the time: an observation, a temperature, anything.
+
+    Attributes:
+      initial: `(key, datum) -> particle`, draws from M_0.
+      log_initial_potential: `(particle, datum) -> scalar`, log G_0.
+      transition: `(key, previous, time, datum) -> particle`, draws from M_t; time and datum are those of the new one.
+      log_potential: `(previous, particle, time, datum) -> scalar`, log G_t.
+      log_look_ahead: `(previous, time, datum) -> scalar`, or None: particles are resampled by their weights times the
+        exponential of this, which is taken back afterwards; the auxiliary particle filter.
+      log_kernel: `(previous, particle, time, datum) -> scalar`, or None: log of the density of M_t times G_t, which is
+        what smoothers go back by.
+    """
+
+    initial: Any
+    log_initial_potential: Any
+    transition: Any
+    log_potential: Any
+    log_look_ahead: Any = None
+    log_kernel: Any = None
+
+
+class ParticleState(NamedTuple):
+    """Where a particle filter is.
+
+    Attributes:
+      population: weighted particles after the datum of `time`; the mass is the estimate of the likelihood.
+      time: (), int32.
+    """
+
+    population: Population
+    time: jax.Array
+
+
+class ParticleInfo(NamedTuple):
+    """What happened at one time.
+
+    Attributes:
+      log_increment: (), log of the estimate of the mass gained, so that increments add up to the log likelihood; -inf
+        where no particle is possible, NaN where a potential was.
+      effective_sample_size: (), of the new weights.
+      ancestors: (particle,), int32, of the particles of the time before; None for a resampler that copies none, and
+        at time 0.
+    """
+
+    log_increment: jax.Array
+    effective_sample_size: jax.Array
+    ancestors: jax.Array | None
+
+
+def begin(key: core.Key, model: FeynmanKac, datum: Any, num_particles: int) -> tuple[ParticleState, ParticleInfo]:
+    """Draws particles at time 0 and weights them.
+
+    Args:
+      key: random key.
+      model: a `FeynmanKac`.
+      datum: of time 0.
+      num_particles: how many.
+
+    Raises:
+      ValueError: if the number is not positive, or a potential is not one number.
+    """
+    core.check_whole("begin", num_particles=num_particles)
+    particles = _each(model.initial, core.as_key(key, "begin"), num_particles, (), (datum,))
+    potentials = _each(model.log_initial_potential, None, num_particles, (particles,), (datum,))
+    dtype = core.accumulator_dtype(core.result_dtype(particles))
+    equal = jnp.full((num_particles,), -jnp.log(num_particles).astype(dtype))
+    population = Population(particles, equal + _one_number(potentials, num_particles, dtype))
+    increment = core.logsumexp(population.log_weights, axis=-1)
+    info = ParticleInfo(increment, population.effective_sample_size, None)
+    return ParticleState(population, jnp.zeros((), jnp.int32)), info
+
+
+def step(
+    key: core.Key, model: FeynmanKac, state: ParticleState, datum: Any, resampler: Resampler | None = None
+) -> tuple[ParticleState, ParticleInfo]:
+    """One time more: resamples, moves and weights the particles.
+
+    Args:
+      key: random key.
+      model: a `FeynmanKac`.
+      state: from `begin` or `step`.
+      datum: of the new time.
+      resampler: `smc.adaptive()` by default.
+
+    Raises:
+      ValueError: if a potential is not one number.
+    """
+    for_resampling, for_moves = jax.random.split(core.as_key(key, "step"))
+    time = state.time + 1
+    before = normalized(state.population)
+    number, dtype = before.num_particles, before.log_weights.dtype
+    ahead = jnp.zeros((number,), dtype)
+    if model.log_look_ahead is not None:
+        ahead = _each(model.log_look_ahead, None, number, (before.particles,), (time, datum))
+        ahead = _one_number(ahead, number, dtype)
+    # What was looked ahead goes with its particle, to be taken back whatever becomes of it.
+    looked = Population((before.particles, ahead), _add(before.log_weights, ahead), 0.0)
+    resampled, ancestors = (adaptive() if resampler is None else resampler)(for_resampling, looked)
+    previous, ahead = resampled.particles
+    particles = _each(model.transition, for_moves, number, (previous,), (time, datum))
+    potentials = _each(model.log_potential, None, number, (previous, particles), (time, datum))
+    log_weights = _add(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
+    increment = resampled.log_scale + core.logsumexp(log_weights, axis=-1)
+    population = Population(particles, log_weights, before.log_scale + resampled.log_scale)
+    info = ParticleInfo(increment, population.effective_sample_size, ancestors)
+    return ParticleState(population, time), info
+
+
+class Run(NamedTuple):
+    """What a run over all times found; time leads.
+
+    Attributes:
+      state: at the last time.
+      info: of each time (time, ...); `ancestors` at time 0 are the particles themselves.
+      kept: what `keep` returned of each time (time, ...), or None.
+    """
+
+    state: ParticleState
+    info: ParticleInfo
+    kept: Any
+
+    @property
+    def log_likelihood(self) -> jax.Array:
+        """The sum of the increments, (): its exponential is unbiased."""
+        return jnp.sum(self.info.log_increment, axis=-1)
+
+    @property
+    def failed_at(self) -> jax.Array:
+        """The first time at which no particle was possible or a potential was NaN, (), int32; -1 where all is well."""
+        bad = ~jnp.isfinite(self.info.log_increment)
+        return jnp.where(jnp.any(bad, axis=-1), jnp.argmax(bad, axis=-1), -1).astype(jnp.int32)
+
+
+def run(
+    key: core.Key,
+    model: FeynmanKac,
+    data: Any,
+    num_particles: int,
+    *,
+    resampler: Resampler | None = None,
+    keep: Callable[[Population], Any] | None = None,
+) -> Run:
+    """All times of a Feynman-Kac model.
+
+    Args:
+      key: random key; time t uses `fold_in(key, t)`.
+      model: a `FeynmanKac`.
+      data: pytree (time, ...), at least one time.
+      num_particles: how many.
+      resampler: `smc.adaptive()` by default.
+      keep: `population -> pytree`, what is kept of each time; nothing by default, so that memory does not grow with
+        particles times steps. Ancestors (time, particle) are kept only where something else is.
+
+    Returns:
+      `Run`.
+
+    Raises:
+      ValueError: if there is no time or no particle, or a potential is not one number.
+
+    >>> walk = FeynmanKac(
+    ...     initial=lambda key, y: jax.random.normal(key),
+    ...     log_initial_potential=lambda x, y: -0.5 * (y - x) ** 2,
+    ...     transition=lambda key, x, t, y: x + jax.random.normal(key),
+    ...     log_potential=lambda old, x, t, y: -0.5 * (y - x) ** 2,
+    ... )
+    >>> found = run(jax.random.key(0), walk, jnp.array([0.0, 1.0, 2.0]), 1000)
+    >>> found.info.effective_sample_size.shape, int(found.failed_at)
+    ((3,), -1)
+    """
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(lengths) != 1 or () in lengths or (0,) in lengths:
+        raise core.bad_value("run", "data", core.describe(data), "a pytree of arrays (time, ...) of at least one time")
+    key = core.as_key(key, "run")
+    look = (lambda population: None) if keep is None else keep
+    first, rest = jax.tree.map(lambda leaf: leaf[0], data), jax.tree.map(lambda leaf: leaf[1:], data)
+    state, info = begin(core.fold(key, 0), model, first, num_particles)
+
+    def one(state: ParticleState, datum: Any) -> tuple[ParticleState, Any]:
+        state, info = step(core.fold(key, state.time + 1), model, state, datum, resampler)
+        info = info if keep is not None else info._replace(ancestors=None)
+        return state, (info, look(state.population))
+
+    kept = look(state.population)
+    last, (infos, kepts) = scan.scan(one, state, rest)
+    if infos.ancestors is not None:
+        info = info._replace(ancestors=jnp.arange(num_particles, dtype=jnp.int32))
+    whole = jax.tree.map(lambda a, b: jnp.concatenate([jnp.expand_dims(a, 0), b]), (info, kept), (infos, kepts))
+    return Run(last, *whole)
+
+
+def _each(function: Any, key: core.Key | None, number: int, mapped: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
+    """A function of every particle: with a key for each, or of all at once."""
+    if isinstance(function, Batched):
+        return function(*(() if key is None else (key,)), *mapped, *shared)
+    if key is None:
+        return jax.vmap(lambda *args: function(*args, *shared))(*mapped)
+    keys = core.chain_keys(key, jnp.arange(number))
+    return jax.vmap(lambda key, *args: function(key, *args, *shared))(keys, *mapped)
+
+
+def _one_number(potentials: Any, number: int, dtype: Any) -> jax.Array:
+    potentials = core.as_float(potentials)
+    if potentials.shape != (number,):
+        got = f"of shape {potentials.shape[1:]} for a particle"
+        todo = "Sum over everything the potential is a product of"
+        raise core.bad_value("run", "the value of a log potential", got, "one number", todo)
+    return potentials.astype(dtype)
+
+
+def _add(log_weights: jax.Array, terms: jax.Array) -> jax.Array:
+    """Weights times factors; what counts for nothing keeps doing so, even where a factor is infinite or NaN."""
+    dead = log_weights == -jnp.inf
+    return jnp.where(dead, log_weights, log_weights + jnp.where(dead, 0, terms))
