@@ -17,8 +17,8 @@ demo: $(UV)      ## fit the cancer model on all local devices, write runs/demo/r
 test: $(UV)      ## run the tests (at most 20 minutes on two cores)
 	$(TEST) pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
-test-all: $(UV)  ## run all tests, the slow ones too
-	$(TEST) pytest -n $(WORKERS) --dist worksteal
+test-all: $(UV)  ## run all tests, the slow ones too, on code that XLA optimizes
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(TEST) pytest -n $(WORKERS) --dist worksteal
 
 lint: $(UV)      ## ruff, style and format
 	$(RUN) --group test ruff check .

@@ -86,7 +86,7 @@ place = np.arange(8)
 axes.errorbar(place - 0.1, gain, standard_error, fmt="o", color="0.6", label="as reported, one standard error")
 axes.errorbar(place + 0.1, effect.mean(0), effect.std(0), fmt="o", color="C0", label="posterior mean and sd")
 axes.axhline(0, color="0.8", zorder=0)
-axes.set(xlabel="school", ylabel="gain", xticks=place, xticklabels=list("ABCDEFGH"))
+axes.set(xlabel="school", ylabel="gain (points)", xticks=place, xticklabels=list("ABCDEFGH"))
 axes.legend(frameon=False)
 figure.tight_layout()
 
@@ -124,7 +124,9 @@ compared = analysis.compare(
 print(compared)
 
 # %% [markdown]
-# Eight numbers with such standard errors cannot tell the two apart.
+# A few tenths of a nat over all eight schools: numbers with such standard errors cannot tell the two apart, and the
+# standard error of a difference is itself a rough one where there are eight of them. `unreliable` counts the schools
+# whose density, left out, a run of this length does not give for certain (a Pareto k that is too large).
 #
 # ## On to other tools
 #

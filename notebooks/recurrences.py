@@ -84,8 +84,10 @@ decay = scan.Exponential(log_modulus=jnp.full((1, 3), -0.01), phase=jnp.array([[
 noise = 0.1 * jax.random.normal(jax.random.key(2), (steps, 3))
 paths = scan.affine(decay, scan.Complex(noise, jnp.zeros_like(noise)))
 figure, axes = plt.subplots(figsize=(8, 2.5))
-axes.plot(paths.states.real)
-_ = axes.set(xlabel="time", title="three damped oscillators driven by noise")
+axes.plot(paths.states.real, label=[f"period {2 * np.pi / phase:.0f}" for phase in decay.phase[0]])
+axes.set(xlabel="time (steps)", ylabel="state (real part)", title="three damped oscillators driven by noise")
+_ = axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+figure.tight_layout()
 
 # %% [markdown]
 # Which algorithm runs is a matter of the device. All give the same values, and the same derivatives of any order: a

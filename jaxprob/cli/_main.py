@@ -311,7 +311,7 @@ def _mesh(text: str) -> dict[str, int]:
 
 
 def _training_mesh(text: str) -> dict[str, int]:
-    return {name: _positive(value) for name, value in _settings(text, ("data", "model")).items()}
+    return {name: _positive(value) for name, value in _settings(text, ("data", "model", "time")).items()}
 
 
 def _clock(text: str) -> dict[str, str]:

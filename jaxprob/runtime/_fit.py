@@ -20,7 +20,7 @@ from jaxprob import core, learning
 from jaxprob.runtime import _checkpoint, _directory, _fit_program, _metrics, _progress
 from jaxprob.runtime._feed import Feed, encode
 from jaxprob.runtime._fit_job import NotFiniteError, TrainingJob
-from jaxprob.runtime._mesh import place
+from jaxprob.runtime._mesh import DATA, place
 from jaxprob.runtime._sharding import state_specs, training_mesh
 from jaxprob.runtime._until import Until
 
@@ -91,8 +91,9 @@ def fit(
         parameters where the task has one.
       evaluate_every: steps between two evaluations; by default an epoch of the data, or 1,000.
       patience: evaluations without a better validation loss after which the run ends.
-      devices: None for all that divide the batch, a number, a list, or `runtime.mesh(data=..., model=...)`. Batches are
-        cut along the mesh axis "data".
+      devices: None for all that divide the batch, a number, a list, or `runtime.mesh(data=..., model=..., time=...)`.
+        Batches are cut along the mesh axis "data", and their second axis along "time" where there is one: sequence
+        cores that are linear recurrences then run in pieces, others say that they cannot.
       sharding: None for parameters that lie whole on every device; "fsdp" for leaves of 4,096 numbers or more cut over
         "data" along their longest axis that can be; or rules `{"*.kernel": (None, "model")}` from patterns of leaf
         paths (as `core.named_leaves` spells them) to a mesh axis, or None, for each axis of the leaf. The first rule
@@ -259,7 +260,7 @@ class _Plan:
         devices = f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)}"
         return {
             "algorithm": f"training of {_numbers(self.shape.params):,} parameters",
-            "devices": f"{devices} ({axes})" if " x " in axes else devices,
+            "devices": devices if mesh.size == mesh.shape[DATA] else f"{devices} ({axes})",
             "steps": None if self.steps == _fit_program.NEVER else self.steps,
             "out": None if self.folder is None else _directory.shown(self.folder),
         }

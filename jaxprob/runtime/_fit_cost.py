@@ -120,7 +120,9 @@ def _flops(jaxpr: Any) -> int:
         if name == "cond":
             total += max(inner)
         else:
-            total += sum(inner) * params.get("length", 1 if name != "shard_map" else params["mesh"].size)
+            # Inside `shard_map` a program is that of one device along the axes that it names.
+            named = [params["mesh"].shape[axis] for axis in params["manual_axes"]] if name == "shard_map" else []
+            total += sum(inner) * params.get("length", math.prod(named))
     return total
 
 

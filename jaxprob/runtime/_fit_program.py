@@ -7,6 +7,7 @@ batch of `t`, so that a run can be cut anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxprob import core, learning, scan
+from jaxprob.runtime._mesh import TIME
 from jaxprob.runtime._sharding import batch_specs, shardings
 
 START, EVALUATION = 2**31, 2**31 + 1  # what the key is folded with for the first parameters, and for validation
@@ -78,7 +80,9 @@ def take_step(
     program: Program, key: core.Key, state: learning.TrainingState, step: Any, batch: Any
 ) -> tuple[learning.TrainingState, dict[str, jax.Array]]:
     """One step: the new state, and its scalars."""
-    state, info = learning.training(program.task).step(core.fold(key, step), state, _spread(program, batch))
+    batch = _spread(program, batch)
+    with _in_force(program.mesh):
+        state, info = learning.training(program.task).step(core.fold(key, step), state, batch)
     return _constrain(program, state), info
 
 
@@ -142,7 +146,8 @@ def evaluate(
     @jax.jit
     def one(index: jax.Array) -> dict[str, jax.Array]:
         batch = _spread(program, source.batch(index))
-        found = scalars(core.fold(key, jnp.uint32(EVALUATION), index), params, batch)
+        with _in_force(program.mesh):
+            found = scalars(core.fold(key, jnp.uint32(EVALUATION), index), params, batch)
         return {name: x.astype(jnp.float32) for name, x in found.items()}
 
     zero = {name: jnp.zeros((), x.dtype) for name, x in jax.eval_shape(one, jnp.int32(0)).items()}
@@ -156,6 +161,12 @@ def evaluate(
 
 def _stopping(program: Program) -> learning.EarlyStopping:
     return learning.early_stopping(NEVER if program.patience is None else program.patience)
+
+
+def _in_force(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Tells the sequence cores inside that time is cut, where it is."""
+    cut = mesh.shape.get(TIME, 1) > 1
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if cut else contextlib.nullcontext()
 
 
 def _constrain(program: Program, state: learning.TrainingState) -> learning.TrainingState:

@@ -8,6 +8,7 @@ likelihood become reductions over that axis by themselves.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -19,10 +20,18 @@ from jaxprob import core
 CHAINS = "chains"
 DATA = "data"
 MODEL = "model"
+TIME = "time"  # the axis that sequence cores look for (`models.sequence`)
 
 
-def mesh(chains: int | None = None, data: int = 1, devices: Any = None, *, model: int | None = None) -> Mesh:
-    """A mesh of devices: `chains x data` for sampling, `data x model` for training.
+def mesh(
+    chains: int | None = None,
+    data: int = 1,
+    devices: Any = None,
+    *,
+    model: int | None = None,
+    time: int | None = None,
+) -> Mesh:
+    """A mesh of devices: `chains x data` for sampling, `data x model` or `data x model x time` for training.
 
     Args:
       chains: devices along the chain axis; by default all that `data` leaves.
@@ -30,24 +39,29 @@ def mesh(chains: int | None = None, data: int = 1, devices: Any = None, *, model
       devices: the devices to use, in order; by default all devices of all processes.
       model: devices along the axis over which parameters can be cut (`fit`'s `sharding`); given, the mesh is for
         training and has no chains.
+      time: devices along the axis over which sequences are cut in pieces, for cores that are linear recurrences; given,
+        the mesh is for training.
 
     Returns:
-      `jax.sharding.Mesh` with axes `("chains", "data")`, or `("data", "model")`.
+      `jax.sharding.Mesh` with axes `("chains", "data")`, or `("data", "model")` and "time" where it is given.
 
     Raises:
       ValueError: if there are fewer devices than asked for.
     """
     found = list(jax.devices() if devices is None else devices)
-    for name, number in (("chains", chains), ("data", data), ("model", model)):
+    for name, number in ((CHAINS, chains), (DATA, data), (MODEL, model), (TIME, time)):
         if number is not None and number < 1:
             raise core.bad_value("mesh", name, number, "a number of devices of at least 1")
-    if model is not None and chains is not None:
-        raise core.bad_value("mesh", "model", model, "None beside chains", "Training has no chains: leave one out")
-    if model is None:
-        names, sizes = (CHAINS, DATA), (max(len(found) // data, 1) if chains is None else chains, data)
-    else:
-        names, sizes = (DATA, MODEL), (data, model)
-    needed = sizes[0] * sizes[1]
+    names: tuple[str, ...] = (CHAINS, DATA)
+    sizes: tuple[int, ...] = (max(len(found) // data, 1) if chains is None else chains, data)
+    for name, number in ((MODEL, model), (TIME, time)):
+        if number is not None and chains is not None:
+            raise core.bad_value("mesh", name, number, "None beside chains", "Training has no chains: leave one out")
+    if model is not None or time is not None:
+        names, sizes = (DATA, MODEL), (data, model or 1)
+    if time is not None:
+        names, sizes = (*names, TIME), (*sizes, time)
+    needed = math.prod(sizes)
     if needed > len(found):
         raise core.bad_value(
             "mesh",

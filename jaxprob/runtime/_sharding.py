@@ -1,4 +1,4 @@
-"""How training lies on a mesh: batches in slices along "data", parameters on every device or cut by rules.
+"""How training lies on a mesh: batches in slices along "data" and "time", parameters whole or cut by rules.
 
 The optimiser's state and the average follow the parameters that they belong to. XLA's partitioner does the rest: the
 mean over a batch that is cut becomes a reduction over devices.
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprob import core
-from jaxprob.runtime._mesh import CHAINS, DATA, MODEL, mesh
+from jaxprob.runtime._mesh import CHAINS, DATA, MODEL, TIME, mesh
 
 BIG = 4096  # numbers in a leaf from which on "fsdp" cuts it
 
@@ -32,7 +32,8 @@ def training_mesh(devices: Any, batch: Any, function: str = "fit") -> Mesh:
       function: name of the caller, for error messages.
 
     Raises:
-      ValueError: if the devices along "data" do not divide the batch, or there are fewer devices than asked for.
+      ValueError: if the devices along "data" do not divide the batch, those along "time" no sequence in it, or there
+        are fewer devices than asked for.
     """
     sizes = {name: np.shape(leaf)[0] for name, leaf in core.named_leaves(batch) if np.ndim(leaf)}
     if devices is None:
@@ -63,15 +64,27 @@ def training_mesh(devices: Any, batch: Any, function: str = "fit") -> Mesh:
             raise core.bad_value(
                 function, f"batch, leaf {name!r},", got, f"a multiple of the mesh's {slices} devices along 'data'"
             )
+    pieces = devices.shape.get(TIME, 1)
+    if pieces > 1 and not any(TIME in spec for spec in jax.tree.leaves(batch_specs(batch, devices), is_leaf=_is_spec)):
+        got = f"a mesh of {pieces} devices along 'time' for leaves of shapes "
+        got += ", ".join(str(np.shape(leaf)) for _, leaf in core.named_leaves(batch))
+        raise core.bad_value(function, "devices", got, "one (example, time, ...) whose times they divide")
     return devices
 
 
 def batch_specs(batch: Any, mesh: Mesh, lead: tuple[None, ...] = ()) -> Any:
-    """How a batch lies: cut along its leading axis where the devices divide it; `lead`: axes before that one."""
+    """How a batch lies: cut along its leading axis where the devices divide it; `lead`: axes before that one.
+
+    With an axis "time" in the mesh the next axis is cut as well, where the devices along it divide it. Where it is no
+    time, that is as right, since it is only where numbers lie.
+    """
+    pieces = mesh.shape.get(TIME, 1)
 
     def spec(leaf: Any) -> P:
         shape = np.shape(leaf)[len(lead) :]
-        return P(*lead, DATA) if shape and shape[0] % mesh.shape[DATA] == 0 else P()
+        if not shape or shape[0] % mesh.shape[DATA]:
+            return P()
+        return P(*lead, DATA, TIME) if pieces > 1 and len(shape) > 1 and shape[1] % pieces == 0 else P(*lead, DATA)
 
     return jax.tree.map(spec, batch)
 
@@ -118,7 +131,11 @@ def state_specs(state: Any, sharding: Any, mesh: Mesh, function: str = "fit") ->
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
     """A pytree of `NamedSharding` from one of `PartitionSpec`."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, P)
 
 
 def _ends(path: str, name: str) -> bool:

@@ -30,6 +30,8 @@ def states_of(
     """The states, by one of the algorithms; no derivative is taken of what happens here."""
     if method == "sequential" and axis_name is None:
         return _sequential(structure, reverse, decay, increment, start, reset, start)
+    if method == "chunked" and axis_name is None:
+        return _chunked(structure, chunk, reverse, decay, increment, start, reset, start)
     decay = varying(jnp.broadcast_to(decay, (increment.shape[0], *decay.shape[1:])), increment)
     origin = start
     if axis_name is not None:
@@ -123,15 +125,16 @@ def _side_by_side(
     structure: Structure,
     chunk: int,
     reverse: bool,
-    decay: jax.Array,
+    decay: jax.Array | None,
     increment: jax.Array,
     reset: jax.Array | None,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array | None], int]:
+) -> tuple[tuple[Any, jax.Array, Any], int]:
     """All as (step of chunk, chunk, ...), filled up with steps that change nothing; and how many those are."""
     steps = increment.shape[0]
     count = -(-steps // chunk)
     extra = count * chunk - steps
-    filler = (structure.keep(decay[0]), jnp.zeros_like(increment[0]), None if reset is None else jnp.bool_(False))
+    keep = None if decay is None else structure.keep(decay[0])
+    filler = (keep, jnp.zeros_like(increment[0]), None if reset is None else jnp.bool_(False))
     cut = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(count, chunk, *x.shape[1:]), 0, 1),
         pad((decay, increment, reset), filler, extra, reverse),
@@ -158,13 +161,18 @@ def _totals(
 ) -> Any:
     """What all steps together do to a state; axes after the first are side by side."""
 
+    constant = decay[0] if decay.shape[0] == 1 else None
+
     def step(total: Any, x: Any) -> tuple[Any, None]:
         factor, added, restart = x
+        factor = factor if constant is None else constant
         state = structure.apply(factor, _restarted(restart, origin, total[1])) + added
-        return (structure.compose(factor, total[0]), state, None if restart is None else total[2] | restart), None
+        product = structure.reduce(structure.compose(factor, total[0]))
+        return (product, state, None if restart is None else total[2] | restart), None
 
     nothing = (structure.keep(decay[0]), jnp.zeros_like(increment[0]), None if reset is None else reset[0] & False)
-    return lax.scan(step, varying(nothing, decay, increment, reset), (decay, increment, reset), reverse=reverse)[0]
+    xs = (decay if constant is None else None, increment, reset)
+    return lax.scan(step, varying(nothing, decay, increment, reset), xs, reverse=reverse)[0]
 
 
 def _starts(structure: Structure, reverse: bool, totals: Any, start: jax.Array) -> jax.Array:
@@ -189,9 +197,15 @@ def _chunked(
 ) -> jax.Array:
     # The chunks run twice, once for their totals and once for their states: that moves fewer bytes than keeping states
     # and decays of the first run, and no product of decays meets a state from before its chunk.
-    cut, extra = _side_by_side(structure, chunk, reverse, decay, increment, reset)
-    starts = _starts(structure, reverse, _totals(structure, reverse, *cut, origin), start)
+    constant = decay.shape[0] == 1
+    cut, extra = _side_by_side(structure, chunk, reverse, None if constant else decay, increment, reset)
+    # What fills up the last chunk comes after all states, so that one decay for all steps needs no filling.
+    same = jnp.expand_dims(decay, 1)
     decay, increment, reset = cut
+    decay = same if constant else decay
+    product, *rest = _totals(structure, reverse, decay, increment, reset, origin)
+    product = jnp.broadcast_to(product, (increment.shape[1], *product.shape[1:]))
+    starts = _starts(structure, reverse, (product, *rest), start)
     states = _sequential(structure, reverse, decay, increment, starts, reset, origin)
     whole = jnp.swapaxes(states, 0, 1).reshape(-1, *states.shape[2:])
     return unpad(whole, extra, reverse)

@@ -17,6 +17,7 @@ from jaxprob.models.sequence._chunks import einsum
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear
 from jaxprob.models.sequence._memory import check_heads
+from jaxprob.models.sequence._time_axis import TIME, cuts, in_pieces, is_first
 from jaxprob.scan.monoids import Monoid, RunningSoftmax
 
 # Of all heads at once.
@@ -68,15 +69,25 @@ def attention_prefix(
     if state is not None:
         state = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), state)
         core.check_same_structure(name, "state", state, fresh)
-        # The start becomes part of the first element: resets go to nothing, never to it.
-        first = jax.tree.map(lambda x: x[0], elements)
-        joined = _SOFTMAX.combine(state, first)
-        if reset is not None:
-            joined = jax.tree.map(lambda x, y: jnp.where(jnp.asarray(reset)[0], x, y), first, joined)
-        elements = jax.tree.map(lambda x, y: x.at[0].set(y), elements, joined)
-    found = scan.associative(_SOFTMAX, elements, reset=reset, method=method, chunk=chunk)
-    ys = found.states.numerator / jnp.expand_dims(found.states.sum, 2)
-    return ys.astype(jnp.result_type(values)), found.final
+    in_parts = cuts(shape[0])
+
+    def run(state: RunningSoftmax | None, xs: Any) -> tuple[RunningSoftmax, RunningSoftmax]:
+        elements, reset = xs
+        if state is not None:
+            # The start becomes part of the first element: resets go to nothing, never to it.
+            first = jax.tree.map(lambda x: x[0], elements)
+            goes_on = is_first() if in_parts else jnp.bool_(True)
+            goes_on = goes_on if reset is None else goes_on & ~reset[0]
+            joined = jax.tree.map(lambda x, y: jnp.where(goes_on, y, x), first, _SOFTMAX.combine(state, first))
+            elements = jax.tree.map(lambda x, y: x.at[0].set(y), elements, joined)
+        axis = TIME if in_parts else None
+        found = scan.associative(_SOFTMAX, elements, reset=reset, method=method, chunk=chunk, axis_name=axis)
+        return found.states, found.final
+
+    xs = (elements, None if reset is None else jnp.asarray(reset))
+    states, final = in_pieces(run, state, xs) if in_parts else run(state, xs)
+    ys = states.numerator / jnp.expand_dims(states.sum, 2)
+    return ys.astype(jnp.result_type(values)), final
 
 
 def nothing(heads: int, value_width: int, dtype: Any = jnp.float32) -> RunningSoftmax:
@@ -94,6 +105,7 @@ class _Aaren(Core):
 
     factory = "aaren"
     mixes_channels = True
+    runs_in_pieces = True
 
     def setup(self) -> None:
         self.query = self.param("query", nn.initializers.normal(1.0), (self.heads, self._share), jnp.float32)

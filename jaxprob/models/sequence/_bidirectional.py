@@ -26,6 +26,7 @@ class _Bidirectional(Core):
     merge: str = "project"
 
     factory = "bidirectional"
+    runs_in_pieces = True
 
     @property
     def mixes_channels(self) -> bool:  # type: ignore[override]

@@ -30,6 +30,7 @@ class _Block(Core):
 
     factory = "block"
     mixes_channels = True
+    runs_in_pieces = True
 
     def setup(self) -> None:
         if self.norm is not None:

@@ -6,6 +6,7 @@ Source: Yang, Wang, Shen, Panda and Kim (2024), "Gated linear attention transfor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxprob import core, scan
+from jaxprob.models.sequence._time_axis import cuts, in_pieces, of_last, on_device, state_before
 
 METHODS = ("auto", "chunked", "sequential")
 
@@ -121,6 +123,44 @@ def over_chunks(
     segment = jnp.cumsum(cut(begun), 1, dtype=jnp.int32)
     final, ys = scan.scan(jax.checkpoint(step, prevent_cse=False), state, (segment, jax.tree.map(cut, xs)))
     return ys.reshape(-1, *ys.shape[2:])[:time], final
+
+
+def over_pieces(
+    run: Callable[[Any, Any, Any, Any], tuple[jax.Array, jax.Array]],
+    state: jax.Array,
+    values: jax.Array,
+    rest: Any,
+    reset: jax.Array | None,
+    diagonal: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """`run(state, values, rest, reset)`, on the devices that time lies over where there are such.
+
+    Args:
+      run: S_t = A_t S_{t-1} + (something of `rest`) values_t^T for each head, giving ys and the last state.
+      state: (heads, key, value)
+      values: (time, heads, value)
+      rest: pytree of (time, ...)
+      reset: booleans (time,) or None.
+      diagonal: whether the A_t are.
+    """
+    if not cuts(values.shape[0]):
+        return run(state, values, rest, reset)
+
+    def piece(state: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
+        values, rest, reset = xs
+        # What a piece does to any state is what it makes of a basis, without values. That is one more state beside.
+        heads, key, width = state.shape
+        basis = jnp.ones((key, 1), state.dtype) if diagonal else jnp.eye(key, dtype=state.dtype)
+        basis = jnp.broadcast_to(basis, (heads, *basis.shape))
+        beside = on_device(jnp.concatenate([jnp.zeros_like(state), basis], 2))
+        none = jnp.zeros((*values.shape[:2], basis.shape[2]), values.dtype)
+        _, after = run(beside, jnp.concatenate([values, none], 2), rest, reset)
+        added, kept = jnp.split(after, (width,), 2)
+        apply = jnp.multiply if diagonal else functools.partial(einsum, "hij,hjv->hiv")
+        ys, final = run(state_before(apply, kept, added, state), values, rest, reset)
+        return ys, of_last(final)
+
+    return in_pieces(piece, state, (values, rest, reset))
 
 
 class Arguments(NamedTuple):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
+from jaxprob.models.sequence._time_axis import TIME, check_time, cuts, in_pieces, is_first
 
 
 class Core(nn.Module):
@@ -30,6 +31,8 @@ class Core(nn.Module):
     # Whether outputs already mix what the channels hold and went through a non-linearity, so that a block adds no
     # gate of its own.
     mixes_channels = False
+    # Whether it runs on a mesh that cuts time; cores that only pass a sequence on leave the question to those inside.
+    runs_in_pieces = False
 
     def initial_state(self) -> Any:
         """The state before the first input: a pytree of float32 arrays that depends on the configuration only."""
@@ -66,9 +69,11 @@ class Core(nn.Module):
           ys (time, width) in the dtype of `xs`, and the state after the last input.
 
         Raises:
-          ValueError: if `xs` is not (time, width), has no time, or `state` or `reset` are of another shape.
+          ValueError: if `xs` is not (time, width), has no time, or `state` or `reset` are of another shape; if the mesh
+            in force cuts time, and this core does not run in pieces or their number does not divide time.
         """
         check_inputs(self, xs, 2)
+        check_time(self, name_of(self), xs.shape[0])
         state = check_state(self, state)
         return self.run(xs, state, check_reset(self, reset, xs.shape[0]), deterministic)
 
@@ -142,18 +147,37 @@ def linear_states(
     Returns:
       (time, *state) and the last one.
     """
+    if not cuts(jax.tree.leaves(increment)[0].shape[0]):
+        return _linear_states(decay, increment, state, reset, method, chunk, None)
+    # A decay of all times goes to every device whole.
+    constant = jax.tree.leaves(decay)[0].shape[0] == 1
+
+    def piece(whole: Any, xs: Any) -> tuple[Any, Any]:
+        (state, same), (each, increment, reset) = whole, xs
+        return _linear_states(same if constant else each, increment, state, reset, method, chunk, TIME)
+
+    same, each = (decay, None) if constant else (None, decay)
+    return in_pieces(piece, (state, same), (each, increment, reset))
+
+
+def _linear_states(
+    decay: Any, increment: Any, state: Any, reset: jax.Array | None, method: str, chunk: int | None, axis: str | None
+) -> tuple[Any, Any]:
+    """`linear_states` of a whole sequence, or of the piece of it that this device has."""
     if reset is None:
-        found = scan.affine(decay, increment, state, method=method, chunk=chunk)
+        found = scan.affine(decay, increment, state, method=method, chunk=chunk, axis_name=axis)
         return found.states, found.final
     # `scan.affine` resets to where it started, which is not the initial state here. So the first step is taken apart
     # and becomes an increment, and the recurrence starts from zero.
     decay_0, increment_0 = jax.tree.map(lambda x: x[:1], (decay, increment))
     first = scan.affine(decay_0, increment_0, state, method="sequential").states
+    begun, begins = reset[0], jnp.bool_(True) if axis is None else is_first()
     increment = jax.tree.map(
-        lambda b, x: b.at[0].set(jnp.where(reset[0], b[0], x[0].astype(b.dtype))), increment, first
+        lambda b, x: b.at[0].set(jnp.where(begun | ~begins, b[0], x[0].astype(b.dtype))), increment, first
     )
     zero = jax.tree.map(jnp.zeros_like, state)
-    found = scan.affine(decay, increment, zero, reset=reset.at[0].set(True), method=method, chunk=chunk)
+    reset = reset.at[0].set(begun | begins)
+    found = scan.affine(decay, increment, zero, reset=reset, method=method, chunk=chunk, axis_name=axis)
     return found.states, found.final
 
 

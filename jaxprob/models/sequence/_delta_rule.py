@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob.core import solve_triangular
-from jaxprob.models.sequence._chunks import arguments, einsum, over_chunks, products
+from jaxprob.models.sequence._chunks import arguments, einsum, over_chunks, over_pieces, products
 from jaxprob.models.sequence._core import recurrent_states
 
 
@@ -69,10 +69,15 @@ def delta_rule(
         "log_decay": (log_decay, "time heads"),
     }
     given = arguments("sequence.delta_rule", arrays, state, "heads key value", reset, chunk, method)
-    if given.chunked:
-        ys, final = over_chunks(_chunk, given.state, given.arrays, given.reset, chunk)
-    else:
-        ys, final = recurrent_states(_step, given.state, given.arrays, jnp.zeros_like(given.state), given.reset)
+
+    def run(state: jax.Array, v: jax.Array, rest: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        inputs = (*rest[:2], v, *rest[2:])
+        if given.chunked:
+            return over_chunks(_chunk, state, inputs, reset, chunk)
+        return recurrent_states(_step, state, inputs, jnp.zeros_like(state), reset)
+
+    q, k, v, rate, log_decay = given.arrays
+    ys, final = over_pieces(run, given.state, v, (q, k, rate, log_decay), given.reset, False)
     return ys.astype(jnp.result_type(values)), final
 
 

@@ -18,6 +18,7 @@ from jaxprob.models.sequence._core import linear_states
 from jaxprob.models.sequence._hippo import INITIALIZATIONS
 from jaxprob.models.sequence._options import check_choice, check_pairs
 from jaxprob.scan import Complex, Exponential
+from jaxprob.scan._decays import times_exp, wrapped
 
 DISCRETIZATIONS = ("zoh", "bilinear")
 
@@ -64,7 +65,7 @@ def discretize(eigenvalues: Any, step: Any, discretization: str = "zoh") -> Disc
     a, step = jnp.broadcast_arrays(a, jnp.asarray(step, a.dtype))
     z = a * step
     if discretization == "zoh":
-        return Discretized(Exponential(z.real, _wrapped(z.imag)), as_pair(step * core.expm1_over_x(z)))
+        return Discretized(Exponential(z.real, wrapped(z.imag)), as_pair(step * core.expm1_over_x(z)))
     return Discretized(_log_cayley(0.5 * z.real, 0.5 * z.imag), as_pair(step / (1.0 - 0.5 * z)))
 
 
@@ -80,14 +81,7 @@ def _log_cayley(real: jax.Array, imaginary: jax.Array) -> Exponential:
     far = jnp.log(jnp.maximum(top, tiny)) - jnp.log(bottom)
     vanishes = top < tiny
     angle = jnp.arctan2(jnp.where(vanishes, 0.0, imaginary), jnp.where(vanishes, 1.0, above))
-    return Exponential(0.5 * jnp.where(small, far, near), _wrapped(angle + jnp.arctan2(imaginary, below)))
-
-
-def _wrapped(angle: jax.Array) -> jax.Array:
-    """The angle between -pi and pi, so that its multiples keep their digits."""
-    turns = jnp.round(angle / (2.0 * math.pi))
-    # The first part of 2 pi has so few digits that its multiples are exact.
-    return (angle - turns * 6.28125) - turns * (2.0 * math.pi - 6.28125)
+    return Exponential(0.5 * jnp.where(small, far, near), wrapped(angle + jnp.arctan2(imaginary, below)))
 
 
 def diagonal_states(
@@ -98,21 +92,15 @@ def diagonal_states(
     method: str,
     chunk: int | None,
 ) -> tuple[Complex, Complex]:
-    """States (time, ...) and the last one of x_t = exp(decay) x_{t-1} + b_t, with one decay for all times.
-
-    Chunks take the decay as a number: the phases of a chunk would be added one by one, and lose digits as turns add up.
-    """
-    factor: Any = decay
-    if method in ("chunked", "parallel"):
-        factor = as_pair(jnp.exp(as_complex(decay)))
-    factor = jax.tree.map(lambda x: jnp.expand_dims(x, 0), factor)
+    """States (time, ...) and the last one of x_t = exp(decay) x_{t-1} + b_t, with one decay for all times."""
+    factor = jax.tree.map(lambda x: jnp.expand_dims(x, 0), decay)
     return linear_states(factor, increment, state, reset, method=method, chunk=chunk)
 
 
 def state_one_later(decay: Exponential, increment: Complex, state: Complex) -> Complex:
     """exp(decay) x + b, in the dtype of the increment."""
     increments = as_complex(increment)
-    return as_pair(jnp.exp(as_complex(decay)) * as_complex(state).astype(increments.dtype) + increments)
+    return as_pair(times_exp(as_complex(decay), as_complex(state).astype(increments.dtype)) + increments)
 
 
 def like(state: Complex, old: Complex) -> Complex:

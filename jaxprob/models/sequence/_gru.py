@@ -37,9 +37,10 @@ class _Gru(Recurrent):
         def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             of_input, of_state = jnp.split(x, 3), jnp.split(h @ weights, 3)
             reset = core.sigmoid(of_input[0] + of_state[0])
-            keep = core.sigmoid(of_input[1] + of_state[1])
+            update = of_input[1] + of_state[1]
             new = jnp.tanh(of_input[2] + reset * (of_state[2] + bias))
-            h = (1 - keep) * new + keep * h
+            # Not one less the gate, which has few digits where that is near one.
+            h = core.sigmoid(-update) * new + core.sigmoid(update) * h
             return h, h
 
         return step

@@ -13,7 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprob.models.sequence._chunks import Sums, arguments, connections, cumulative, einsum, over_chunks, product
+from jaxprob.models.sequence._chunks import (
+    Sums,
+    arguments,
+    connections,
+    cumulative,
+    einsum,
+    over_chunks,
+    over_pieces,
+    product,
+)
 from jaxprob.models.sequence._core import recurrent_states
 from jaxprob.models.sequence._ssd import state_space_duality
 
@@ -67,15 +76,20 @@ def linear_attention(
         **({} if log_decay is None else {"log_decay": (log_decay, "time heads key")}),
     }
     given = arguments("sequence.linear_attention", arrays, state, "heads key value", reset, chunk, method)
-    inputs = given.arrays
     if log_decay is None:
-        q, k, v = inputs
+        q, k, v = given.arrays
         none = jnp.zeros(q.shape[:2], q.dtype)
         ys, final = state_space_duality(v, none, k, q, given.state, given.reset, chunk=chunk, method=method)
-    elif given.chunked:
-        ys, final = over_chunks(_chunk, given.state, inputs, given.reset, _whole_blocks(chunk, inputs[0].shape[0]))
     else:
-        ys, final = recurrent_states(_step, given.state, inputs, jnp.zeros_like(given.state), given.reset)
+
+        def run(state: jax.Array, v: jax.Array, rest: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            inputs = (*rest[:2], v, rest[2])
+            if given.chunked:
+                return over_chunks(_chunk, state, inputs, reset, _whole_blocks(chunk, v.shape[0]))
+            return recurrent_states(_step, state, inputs, jnp.zeros_like(state), reset)
+
+        q, k, v, log_decay = given.arrays
+        ys, final = over_pieces(run, given.state, v, (q, k, log_decay), given.reset, True)
     return ys.astype(jnp.result_type(values)), final
 
 

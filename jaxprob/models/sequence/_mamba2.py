@@ -61,6 +61,7 @@ class _Mamba2(Core):
 
     factory = "mamba2"
     mixes_channels = True
+    runs_in_pieces = True
 
     def setup(self) -> None:
         inner = self.heads * self.head_width

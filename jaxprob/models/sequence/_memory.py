@@ -43,6 +43,7 @@ class Memory(Core):
     method: str = "auto"
 
     mixes_channels = True
+    runs_in_pieces = True
 
     def setup(self) -> None:
         self.project_in = Linear(self._channels, bias=False, wide=True)

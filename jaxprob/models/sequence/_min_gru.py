@@ -25,6 +25,8 @@ class _Minimal(Projected):
     method: str = "auto"
     chunk: int | None = None
 
+    runs_in_pieces = True
+
     def parts(self, gates: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log(keep) and take * candidate."""
         raise NotImplementedError

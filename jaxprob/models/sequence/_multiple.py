@@ -15,6 +15,7 @@ from jax import lax
 from jaxprob import core
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._diagonal import as_complex, as_pair, diagonal_states, like, state_one_later
+from jaxprob.models.sequence._layers import own
 from jaxprob.scan import Complex, Exponential
 
 
@@ -27,6 +28,7 @@ class Multiple(Core):
 
     # Two where one mode of each conjugate pair is kept.
     multiple = 1.0
+    runs_in_pieces = True
 
     @property
     def modes(self) -> int:
@@ -71,4 +73,5 @@ class Multiple(Core):
 def product(x: jax.Array, weights: jax.Array) -> jax.Array:
     """x W^T over the last axis: with factors in the dtype of `x` and sums in float32 at least."""
     sums = core.accumulator_dtype(x.dtype)
-    return jnp.matmul(x, weights.astype(x.dtype).T, precision=lax.Precision.HIGHEST, preferred_element_type=sums)
+    weights = own(weights.astype(x.dtype).T, x)
+    return jnp.matmul(x, weights, precision=lax.Precision.HIGHEST, preferred_element_type=sums)

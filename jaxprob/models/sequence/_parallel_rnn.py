@@ -122,8 +122,9 @@ class _ParaLstm(_Diagonal):
         def step(state: Any, x: jax.Array) -> Any:
             forget, new, output = jnp.split(x, 3)
             c, h = state["c"], state["h"]
-            f = core.sigmoid(forget + of_forget * h + forget_sees * c)
-            c = f * c + (1 - f) * jnp.tanh(new + of_new * h)
+            keep = forget + of_forget * h + forget_sees * c
+            # Not one less the gate, which has few digits where that is near one.
+            c = core.sigmoid(keep) * c + core.sigmoid(-keep) * jnp.tanh(new + of_new * h)
             o = core.sigmoid(output + of_output * h + output_sees * c)
             return {"c": c, "h": o * jnp.tanh(c)}
 

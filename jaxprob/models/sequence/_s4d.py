@@ -36,6 +36,7 @@ from jaxprob.models.sequence._options import (
     constant,
     log_uniform,
 )
+from jaxprob.models.sequence._time_axis import cuts, in_pieces, of_last, on_device, state_before
 from jaxprob.scan import Complex
 
 # From how many times on a convolution is faster, forward and backward.
@@ -55,6 +56,7 @@ class _S4D(Core):
     chunk: int | None = None
 
     factory = "s4d"
+    runs_in_pieces = True
 
     def setup(self) -> None:
         shape = (self.width, self.state // 2)
@@ -80,7 +82,7 @@ class _S4D(Core):
     def run(self, xs: jax.Array, state: Any, reset: jax.Array | None, deterministic: bool) -> tuple[jax.Array, Any]:
         system, weights, inputs = self._system(xs)
         if reset is None and self._convolves(xs.shape[0]):
-            ys, final = self._by_convolution(system, weights, inputs, state)
+            ys, final = self._convolved(system, weights, inputs, state)
         else:
             added = jax.tree.map(lambda gain: jnp.expand_dims(gain, 0) * jnp.expand_dims(inputs, -1), system.gain)
             method = "auto" if self.method == "convolution" else self.method
@@ -113,21 +115,36 @@ class _S4D(Core):
     def _convolves(self, time: int) -> bool:
         return self.method == "convolution" or (self.method == "auto" and time >= _CONVOLVED)
 
-    def _by_convolution(
+    def _convolved(
         self, system: Discretized, weights: jax.Array, inputs: jax.Array, state: Complex
     ) -> tuple[jax.Array, Complex]:
-        """The response to the inputs, and the free one of the state before the first of them."""
-        time = inputs.shape[0]
         decay, gain = as_complex(system.decay), as_complex(system.gain)
         before = as_complex(state).astype(decay.dtype)
-        kernel = response(decay, weights * gain, time)
-        free = response(decay, weights * jnp.exp(decay) * before, time)
-        after = gain * state_after(decay, inputs) + jnp.exp(decay * time) * before
-        return convolve(inputs, kernel.T) + free.T, like(as_pair(after), state)
+        whole = (decay, gain, weights, before)
+        ys, after = in_pieces(_piece, whole, inputs) if cuts(inputs.shape[0]) else _by_convolution(whole, inputs)
+        return ys, like(as_pair(after), state)
 
     def _output(self, xs: jax.Array, ys: jax.Array, inputs: jax.Array) -> jax.Array:
         skip = jnp.broadcast_to(self.skip.astype(ys.dtype), ys.shape)
         return (ys + skip * inputs).astype(xs.dtype)
+
+
+def _by_convolution(whole: tuple[jax.Array, ...], inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The response to the inputs and the free one of the state before them, and the state after them."""
+    (decay, gain, weights, before), time = whole, inputs.shape[0]
+    kernel = response(decay, weights * gain, time)
+    free = response(decay, weights * jnp.exp(decay) * before, time)
+    after = gain * state_after(decay, inputs) + jnp.exp(decay * time) * before
+    return convolve(inputs, kernel.T) + free.T, after
+
+
+def _piece(whole: tuple[jax.Array, ...], inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same on one device of those that time lies over."""
+    decay, gain, weights, before = whole
+    kept, added = on_device(jnp.exp(decay * inputs.shape[0])), gain * state_after(decay, inputs)
+    before = state_before(jnp.multiply, kept, added, before)
+    ys, after = _by_convolution((decay, gain, weights, before), inputs)
+    return ys, of_last(after)
 
 
 def s4d(

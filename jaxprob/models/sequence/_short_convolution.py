@@ -6,9 +6,13 @@ for its form.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from jaxprob.models.sequence._time_axis import before_piece, cuts, devices_along_time, in_pieces, of_last
 
 
 def causal_convolution(
@@ -25,10 +29,26 @@ def causal_convolution(
     Returns:
       (time, channels), and the last taps - 1 inputs.
     """
+    begun = (jnp.zeros(state.shape[0], bool), jnp.zeros(xs.shape[0], bool) if reset is None else reset)
+    if not cuts(xs.shape[0]) or xs.shape[0] < devices_along_time() * state.shape[0]:
+        return _convolved(xs, kernel, state, *begun)
+
+    def piece(whole: Any, xs: Any) -> tuple[jax.Array, jax.Array]:
+        kernel, *first = whole
+        before = before_piece([x[x.shape[0] - first[0].shape[0] :] for x in xs], first)
+        ys, after = _convolved(xs[0], kernel, before[0], before[1], xs[1])
+        return ys, of_last(after)
+
+    return in_pieces(piece, (kernel, state, begun[0]), (xs, begun[1]))
+
+
+def _convolved(
+    xs: jax.Array, kernel: jax.Array, before: jax.Array, begun_before: jax.Array, begun: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The convolution of what follows the inputs `before`; `begun` is true where a sequence begins."""
     taps, time = kernel.shape[0], xs.shape[0]
-    inputs = jnp.concatenate([state, xs])
-    begun = jnp.zeros(time, bool) if reset is None else reset
-    segment = jnp.concatenate([jnp.zeros(taps - 1, jnp.int32), jnp.cumsum(begun, dtype=jnp.int32)])
+    inputs = jnp.concatenate([before, xs])
+    segment = jnp.cumsum(jnp.concatenate([begun_before, begun]), dtype=jnp.int32)
     ys = jnp.zeros_like(xs)
     for j in range(taps):
         earlier = slice(taps - 1 - j, taps - 1 - j + time)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob.core import bad_value
-from jaxprob.models.sequence._chunks import arguments, einsum, over_chunks, products
+from jaxprob.models.sequence._chunks import arguments, einsum, over_chunks, over_pieces, products
 from jaxprob.models.sequence._core import recurrent_states
 
 
@@ -67,11 +67,13 @@ def state_space_duality(
     (xs, log_decay, b, c), groups = given.arrays, jnp.shape(b)[1]
     if groups == 0 or xs.shape[1] % groups:
         raise bad_value(name, "b", f"of {groups} groups", f"a number that divides the {xs.shape[1]} heads")
-    inputs = (xs, log_decay, b, c)
-    if given.chunked:
-        ys, final = over_chunks(_chunk, given.state, inputs, given.reset, chunk)
-    else:
-        ys, final = recurrent_states(_step, given.state, inputs, jnp.zeros_like(given.state), given.reset)
+
+    def run(state: jax.Array, x: jax.Array, rest: Any, reset: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        if given.chunked:
+            return over_chunks(_chunk, state, (x, *rest), reset, chunk)
+        return recurrent_states(_step, state, (x, *rest), jnp.zeros_like(state), reset)
+
+    ys, final = over_pieces(run, given.state, xs, (log_decay, b, c), given.reset, True)
     return ys.astype(jnp.result_type(x)), final
 
 

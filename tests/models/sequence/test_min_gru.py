@@ -72,9 +72,8 @@ def test_methods_and_their_gradients_agree_over_16384_steps(rng, name):
         gradient, ys = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, h)
         assert np.max(np.abs(ys - wanted)) < 1e-4 * np.max(np.abs(wanted))
         gradients.append(gradient)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.max(jnp.abs(a)))), *gradients
-    )
+    # As a share of the norm of each array's gradient.
+    jax.tree.map(lambda a, b: np.testing.assert_array_less(np.linalg.norm(a - b), 1e-4 * np.linalg.norm(b)), *gradients)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -89,9 +88,11 @@ def test_bfloat16_inputs_over_65536_steps_with_decays_up_to_09999(rng, name):
     wanted = by_hand(name, params, np.asarray(xs.astype(jnp.float32)), np.zeros(4), np.zeros(65_536, bool))
     assert ys.dtype == jnp.bfloat16
     assert last.dtype == jnp.float32
+    # Each unit by its own root mean square.
     size = np.sqrt(np.mean(wanted**2, 0))
-    assert np.all(np.abs(np.asarray(ys.astype(jnp.float32)) - wanted).max(0) < 0.02 * size * 3)
-    np.testing.assert_allclose(last, wanted[-1], rtol=1e-3, atol=1e-4)
+    error = np.asarray(ys.astype(jnp.float32)) - wanted
+    assert np.all(np.abs(error).max(0) < 0.02 * size)
+    np.testing.assert_allclose(last, wanted[-1], rtol=1e-4, atol=1e-5)
 
 
 def test_gates_that_are_shut_lose_nothing():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxprob import scan
 from jaxprob.models import sequence
 from tests.models.sequence import _diagonal as check
 
@@ -107,6 +108,22 @@ def test_another_rate_of_sampling():
     other, _ = net.apply(params, jnp.asarray(smooth[::2]))
     assert np.max(abs(coarse - fine[::2])) < 0.05 * np.max(abs(fine))
     assert np.max(abs(other - fine[::2])) > 0.1 * np.max(abs(fine))
+
+
+@pytest.mark.parametrize("method", ["sequential", "chunked", "step"])
+def test_memories_of_10000_steps_keep_their_digits(method):
+    """Factors rounded to one side at every step would be 2e-4 off: decays exp(-1e-4) and inputs of mean 0.3."""
+    net = net_of(width=2, state=4, method="auto" if method == "step" else method)
+    params, xs, state, reset = check.problem(net, 16_384)
+    params["params"] |= {"decay_log_rate": jnp.zeros(2), "decay_log_step": jnp.log(jnp.array([1e-4, 1e-3]))}
+    xs = 0.3 + 0.5 * xs
+    if method == "step":
+        final, ys = scan.scan(lambda state, x: net.apply(params, x, state, method="step")[::-1], state, jnp.asarray(xs))
+    else:
+        ys, final = jax.jit(net.apply)(params, jnp.asarray(xs), state)
+    wanted, last = check.s5(params, xs, state, reset)
+    check.close(ys, wanted, 1e-5)
+    check.close(check.as_numbers(final), last, 1e-5)
 
 
 def test_bfloat16_inputs_and_long_memories():
