@@ -1,7 +1,7 @@
 """What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations).
 
 In state-space models: `kalman` (Gaussian), `hmm` (discrete), `hgf` (hierarchical Gaussian), `crf` (linear chains of
-labels), and `parameter_posterior` for their parameters.
+labels), `particle` (any law, by particles), and `parameter_posterior` for their parameters.
 """
 
 from jaxprob.inference import crf as crf
@@ -9,6 +9,7 @@ from jaxprob.inference import hgf as hgf
 from jaxprob.inference import hmm as hmm
 from jaxprob.inference import kalman as kalman
 from jaxprob.inference import mcmc as mcmc
+from jaxprob.inference import particle as particle
 from jaxprob.inference import shared_response as shared_response
 from jaxprob.inference import smc as smc
 from jaxprob.inference import vi as vi

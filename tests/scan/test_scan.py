@@ -115,7 +115,7 @@ def test_random_keys_in_the_state(way, restarts):
 
     def draw(state, x):
         key, own = jax.random.split(state["key"])
-        value = x + jax.random.normal(own)
+        value = x + jax.random.uniform(own)
         return {"key": key, "sum": state["sum"] + value}, (value, own)
 
     def start():

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.distributions import Distribution, Independent, MultivariateNormal
+from jaxprob.distributions import Distribution, Independent
+from jaxprob.inference import _missing as gaps
 from jaxprob.inference.kalman._square_root import square_root
 from jaxprob.inference.kalman._steps import check_observations
 from jaxprob.models.state_space import StateSpaceModel
@@ -120,24 +121,10 @@ def log_density(model: StateSpaceModel, time: Any, y: jax.Array, seen: jax.Array
 
     def of(x: jax.Array) -> jax.Array:
         law = model.observed(jnp.reshape(x, state.shape).astype(state.dtype), time)
-        if isinstance(law, MultivariateNormal) and not law.batch_shape:
-            return _normal_log_density(law, y, seen).astype(x.dtype)
         value, there = jnp.reshape(y, law.shape).astype(state.dtype), jnp.reshape(seen, law.shape)
-        there = jnp.all(there, tuple(range(len(law.batch_shape), len(law.shape))))
-        return jnp.sum(jnp.where(there, law.log_prob(value), 0)).astype(x.dtype)
+        return gaps.log_density(law, value, there).astype(x.dtype)
 
     return of
-
-
-def _normal_log_density(law: MultivariateNormal, y: jax.Array, seen: jax.Array) -> jax.Array:
-    """Of the entries that are seen: the others are taken for standard normal numbers at zero, and taken out again."""
-    covariance = law.covariance()
-    both = jnp.expand_dims(seen, 0) & jnp.expand_dims(seen, 1)
-    factor = core.cholesky(jnp.where(both, covariance, jnp.eye(y.shape[0], dtype=covariance.dtype)))
-    residual = jnp.where(seen, y.astype(covariance.dtype) - law.mean(), 0)
-    half_log_tau = 0.5 * jnp.log(jnp.asarray(2 * jnp.pi, covariance.dtype))
-    number = jnp.sum(seen).astype(covariance.dtype)
-    return -0.5 * (core.quadratic_form(factor, residual) + core.log_determinant(factor)) - number * half_log_tau
 
 
 def filled(model: StateSpaceModel, ys: jax.Array, seen: jax.Array) -> jax.Array:
@@ -145,8 +132,4 @@ def filled(model: StateSpaceModel, ys: jax.Array, seen: jax.Array) -> jax.Array:
 
     It is the first that is seen of the entry, or of the whole event; 1 where none ever is.
     """
-    whole = jnp.broadcast_to(jnp.all(seen, 1, keepdims=True), seen.shape) if model.event_axes else seen
-    if not ys.shape[0]:
-        return ys
-    first = jnp.take_along_axis(ys, jnp.expand_dims(jnp.argmax(whole, 0), 0), 0)
-    return jnp.where(seen, ys, jnp.where(jnp.any(whole, 0, keepdims=True), first, 1))
+    return gaps.filled(ys, seen, int(model.event_axes > 0))

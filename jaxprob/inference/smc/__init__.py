@@ -1,12 +1,13 @@
 """Sequential Monte Carlo: populations of weighted particles, resampling, and what runs on them."""
 
 from jaxprob.inference.smc._conditional_resampling import conditional as conditional
-from jaxprob.inference.smc._feynman_kac import Batched as Batched
+from jaxprob.inference.smc._each import Batched as Batched
 from jaxprob.inference.smc._feynman_kac import FeynmanKac as FeynmanKac
 from jaxprob.inference.smc._feynman_kac import ParticleInfo as ParticleInfo
 from jaxprob.inference.smc._feynman_kac import ParticleState as ParticleState
 from jaxprob.inference.smc._feynman_kac import Run as Run
 from jaxprob.inference.smc._feynman_kac import begin as begin
+from jaxprob.inference.smc._feynman_kac import chunked as chunked
 from jaxprob.inference.smc._feynman_kac import run as run
 from jaxprob.inference.smc._feynman_kac import step as step
 from jaxprob.inference.smc._population import Population as Population
@@ -26,3 +27,7 @@ from jaxprob.inference.smc._resampling import residual as residual
 from jaxprob.inference.smc._resampling import ssp as ssp
 from jaxprob.inference.smc._resampling import stratified as stratified
 from jaxprob.inference.smc._resampling import systematic as systematic
+from jaxprob.inference.smc._sharded import sharded as sharded
+from jaxprob.inference.smc._transport import Transport as Transport
+from jaxprob.inference.smc._transport import optimal_transport as optimal_transport
+from jaxprob.inference.smc._transport import transport as transport

@@ -15,7 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxprob import core
+from jaxprob import core, scan
 from jaxprob.inference.smc import _resampling as resampling
 from jaxprob.inference.smc._resampling import Scheme
 
@@ -54,11 +54,21 @@ def _systematic(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Ar
 
 
 def _stratified(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
-    for_point, for_others = jax.random.split(core.as_key(key, "stratified"))
+    for_turn, for_point, for_others = jax.random.split(core.as_key(key, "stratified"), 3)
     share = resampling.expected_offspring(log_weights, num_draws)
-    cell, fraction = _point(jax.random.uniform(for_point, (), share.dtype), share[0], num_draws)
+    number = share.shape[0]
+    # Strata begin at the first particle: which one that is says something about the draws, unlike for systematic
+    # resampling, so that the reference must not always be it. All are turned round by a number drawn at random.
+    turn = jax.random.randint(for_turn, (), 0, number)
+    turned = jnp.roll(share, turn)
+    earlier = resampling.split(jnp.where(jnp.arange(number) < turn, turned, 0))
+    zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
+    start, _ = scan.scan(lambda sum_, term: (resampling.add(sum_, term), None), zero, earlier)
+    uniform = jax.random.uniform(for_point, (), share.dtype)
+    cell, fraction = resampling.add(start, resampling.split(uniform * share[0]))
+    cell = jnp.minimum(cell, num_draws - 1)
     fractions = jax.random.bits(for_others, (num_draws,), jnp.uint32).at[cell].set(fraction)
-    return _first(resampling.in_order(share, fractions, num_draws), cell)
+    return _first((resampling.in_order(turned, fractions, num_draws) - turn) % number, cell)
 
 
 def _residual(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:

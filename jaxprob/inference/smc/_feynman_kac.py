@@ -10,28 +10,19 @@ Carlo", chapters 5 and 10.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxprob import core, scan
-from jaxprob.inference.smc._population import Population
+from jaxprob.inference.smc._each import Batched, InChunks
+from jaxprob.inference.smc._each import each as _each
+from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampler import Resampler, adaptive, normalized
-
-
-class Batched(NamedTuple):
-    """A function that takes all particles at once, each argument of one particle with a leading axis, and one key.
-
-    For what is quicker together: a million normal numbers from one key cost a quarter of one from each of a million.
-    """
-
-    function: Callable[..., Any]
-
-    def __call__(self, *args: Any) -> Any:
-        """Calls the function."""
-        return self.function(*args)
 
 
 class FeynmanKac(NamedTuple):
@@ -56,6 +47,27 @@ class FeynmanKac(NamedTuple):
     log_potential: Any
     log_look_ahead: Any = None
     log_kernel: Any = None
+
+
+def chunked(model: FeynmanKac, size: int | None) -> FeynmanKac:
+    """The same model, whose functions are called with at most `size` particles at a time, which bounds memory.
+
+    What a function draws with one key a particle is the same, to rounding; what is drawn all at once is another draw.
+
+    Args:
+      model: a `FeynmanKac`. An `initial` that is `Batched` says itself how many it draws, and is left as it is.
+      size: of a chunk; None for all particles.
+
+    Raises:
+      ValueError: if it is not a positive whole number.
+    """
+    if size is None:
+        return model
+    core.check_whole("smc.chunked", size=size)
+    names = ("initial", "log_initial_potential", "transition", "log_potential", "log_look_ahead")
+    left = ("initial",) if isinstance(model.initial, Batched) else ()
+    parts = {name: getattr(model, name) for name in names if name not in left}
+    return model._replace(**{name: part if part is None else InChunks(part, size) for name, part in parts.items()})
 
 
 class ParticleState(NamedTuple):
@@ -86,7 +98,9 @@ class ParticleInfo(NamedTuple):
     ancestors: jax.Array | None
 
 
-def begin(key: core.Key, model: FeynmanKac, datum: Any, num_particles: int) -> tuple[ParticleState, ParticleInfo]:
+def begin(
+    key: core.Key, model: FeynmanKac, datum: Any, num_particles: int, *, axis_name: str | None = None
+) -> tuple[ParticleState, ParticleInfo]:
     """Draws particles at time 0 and weights them.
 
     Args:
@@ -94,23 +108,29 @@ def begin(key: core.Key, model: FeynmanKac, datum: Any, num_particles: int) -> t
       model: a `FeynmanKac`.
       datum: of time 0.
       num_particles: how many.
+      axis_name: as for `run`.
 
     Raises:
       ValueError: if the number is not positive, or a potential is not one number.
     """
     core.check_whole("begin", num_particles=num_particles)
-    particles = _each(model.initial, core.as_key(key, "begin"), num_particles, (), (datum,))
+    start, number = _place(num_particles, axis_name)
+    particles = _each(model.initial, core.as_key(key, "begin"), num_particles, (), (datum,), start)
     potentials = _each(model.log_initial_potential, None, num_particles, (particles,), (datum,))
     dtype = core.accumulator_dtype(core.result_dtype(particles))
-    equal = jnp.full((num_particles,), -jnp.log(num_particles).astype(dtype))
-    population = Population(particles, equal + _one_number(potentials, num_particles, dtype))
-    increment = core.logsumexp(population.log_weights, axis=-1)
-    info = ParticleInfo(increment, population.effective_sample_size, None)
-    return ParticleState(population, jnp.zeros((), jnp.int32)), info
+    log_weights = _one_number(potentials, num_particles, dtype) - math.log(number)
+    info = ParticleInfo(total_mass(log_weights, axis_name), effective_size(log_weights, axis_name), None)
+    return ParticleState(Population(particles, log_weights), jnp.zeros((), jnp.int32)), info
 
 
 def step(
-    key: core.Key, model: FeynmanKac, state: ParticleState, datum: Any, resampler: Resampler | None = None
+    key: core.Key,
+    model: FeynmanKac,
+    state: ParticleState,
+    datum: Any,
+    resampler: Resampler | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[ParticleState, ParticleInfo]:
     """One time more: resamples, moves and weights the particles.
 
@@ -120,13 +140,14 @@ def step(
       state: from `begin` or `step`.
       datum: of the new time.
       resampler: `smc.adaptive()` by default.
+      axis_name: as for `run`.
 
     Raises:
       ValueError: if a potential is not one number.
     """
     for_resampling, for_moves = jax.random.split(core.as_key(key, "step"))
     time = state.time + 1
-    before = normalized(state.population)
+    before = normalized(state.population, axis_name)
     number, dtype = before.num_particles, before.log_weights.dtype
     ahead = jnp.zeros((number,), dtype)
     if model.log_look_ahead is not None:
@@ -136,12 +157,13 @@ def step(
     looked = Population((before.particles, ahead), _add(before.log_weights, ahead), 0.0)
     resampled, ancestors = (adaptive() if resampler is None else resampler)(for_resampling, looked)
     previous, ahead = resampled.particles
-    particles = _each(model.transition, for_moves, number, (previous,), (time, datum))
+    start, _ = _place(number, axis_name)
+    particles = _each(model.transition, for_moves, number, (previous,), (time, datum), start)
     potentials = _each(model.log_potential, None, number, (previous, particles), (time, datum))
     log_weights = _add(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
-    increment = resampled.log_scale + core.logsumexp(log_weights, axis=-1)
+    increment = resampled.log_scale + total_mass(log_weights, axis_name)
     population = Population(particles, log_weights, before.log_scale + resampled.log_scale)
-    info = ParticleInfo(increment, population.effective_sample_size, ancestors)
+    info = ParticleInfo(increment, effective_size(log_weights, axis_name), ancestors)
     return ParticleState(population, time), info
 
 
@@ -178,6 +200,7 @@ def run(
     *,
     resampler: Resampler | None = None,
     keep: Callable[[Population], Any] | None = None,
+    axis_name: str | None = None,
 ) -> Run:
     """All times of a Feynman-Kac model.
 
@@ -187,6 +210,8 @@ def run(
       data: pytree (time, ...), at least one time.
       num_particles: how many.
       resampler: `smc.adaptive()` by default.
+      axis_name: inside `jax.shard_map`, the mesh axis over whose devices particles are spread, `num_particles` on each;
+        with a resampler `smc.sharded(axis_name, ...)`. Weights and infos are then those of the whole population.
       keep: `population -> pytree`, what is kept of each time; nothing by default, so that memory does not grow with
         particles times steps. Ancestors (time, particle) are kept only where something else is.
 
@@ -212,29 +237,28 @@ def run(
     key = core.as_key(key, "run")
     look = (lambda population: None) if keep is None else keep
     first, rest = jax.tree.map(lambda leaf: leaf[0], data), jax.tree.map(lambda leaf: leaf[1:], data)
-    state, info = begin(core.fold(key, 0), model, first, num_particles)
+    state, info = begin(core.fold(key, 0), model, first, num_particles, axis_name=axis_name)
 
     def one(state: ParticleState, datum: Any) -> tuple[ParticleState, Any]:
-        state, info = step(core.fold(key, state.time + 1), model, state, datum, resampler)
+        state, info = step(core.fold(key, state.time + 1), model, state, datum, resampler, axis_name=axis_name)
         info = info if keep is not None else info._replace(ancestors=None)
         return state, (info, look(state.population))
 
     kept = look(state.population)
     last, (infos, kepts) = scan.scan(one, state, rest)
     if infos.ancestors is not None:
-        info = info._replace(ancestors=jnp.arange(num_particles, dtype=jnp.int32))
+        start, _ = _place(num_particles, axis_name)
+        themselves = jnp.arange(num_particles, dtype=jnp.int32) + (0 if start is None else start)
+        info = info._replace(ancestors=themselves)
     whole = jax.tree.map(lambda a, b: jnp.concatenate([jnp.expand_dims(a, 0), b]), (info, kept), (infos, kepts))
     return Run(last, *whole)
 
 
-def _each(function: Any, key: core.Key | None, number: int, mapped: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
-    """A function of every particle: with a key for each, or of all at once."""
-    if isinstance(function, Batched):
-        return function(*(() if key is None else (key,)), *mapped, *shared)
-    if key is None:
-        return jax.vmap(lambda *args: function(*args, *shared))(*mapped)
-    keys = core.chain_keys(key, jnp.arange(number))
-    return jax.vmap(lambda key, *args: function(key, *args, *shared))(keys, *mapped)
+def _place(number: int, axis_name: str | None) -> tuple[Any, int]:
+    """The index of the first particle of a device among all, None where there is one device; and how many all are."""
+    if axis_name is None:
+        return None, number
+    return lax.axis_index(axis_name) * number, lax.axis_size(axis_name) * number
 
 
 def _one_number(potentials: Any, number: int, dtype: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.smc._resampling import Scheme, shares, systematic
@@ -72,7 +73,7 @@ class Population:
     @property
     def log_evidence(self) -> jax.Array:
         """Log of the total mass, (): -inf if every particle counts for nothing; NaN once a weight has been NaN."""
-        return self.log_scale + core.logsumexp(self.log_weights, axis=-1)
+        return self.log_scale + total_mass(self.log_weights)
 
     @property
     def weights(self) -> jax.Array:
@@ -85,8 +86,7 @@ class Population:
 
         Source: Kong, Liu & Wong (1994).
         """
-        squares = jnp.sum(self.weights**2, axis=-1)
-        return jnp.where(squares == 0, 0, 1 / jnp.where(squares == 0, 1, squares))
+        return effective_size(self.log_weights)
 
     def expectation(self, function: Callable[[Any], Any] = lambda particle: particle) -> Any:
         """The mean of a function under the normalised measure, `sum_i w_i f(x_i)`.
@@ -111,6 +111,21 @@ class Population:
             return jnp.where(jnp.any(counts), jnp.sum(terms, axis=0), jnp.nan)
 
         return jax.tree.map(mean, jax.vmap(function)(self.particles))
+
+
+def total_mass(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Log of the sum of weights, (), of all devices along an axis if one is given."""
+    total = core.logsumexp(log_weights, axis=-1)
+    return total if axis_name is None else core.logsumexp(lax.all_gather(total, axis_name), axis=0)
+
+
+def effective_size(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """`1 / sum_i w_i^2` of normalised weights, (), of all devices along an axis if one is given; 0 without any mass."""
+    squares = jnp.sum(shares(log_weights, 1) ** 2, axis=-1)
+    if axis_name is not None:
+        share = shares(lax.all_gather(core.logsumexp(log_weights, axis=-1), axis_name), 1)[lax.axis_index(axis_name)]
+        squares = lax.psum(share**2 * squares, axis_name)
+    return jnp.where(squares == 0, 0, 1 / jnp.where(squares == 0, 1, squares))
 
 
 def spawn(key: core.Key, program: Callable[[core.Key], Any], num_particles: int) -> Population:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import core
-from jaxprob.inference.smc._population import Population
+from jaxprob.inference.smc._population import Population, total_mass
 from jaxprob.inference.smc._resampling import Scheme, systematic
 
 
@@ -51,11 +51,7 @@ def always(scheme: Scheme = systematic) -> Resampler:
     ([2, 2, 2], [2.0, 2.0, 2.0], '0.693')
     """
 
-    def resample(key: core.Key, population: Population) -> Resampled:
-        ancestors = scheme(key, population.log_weights, population.num_particles)
-        return Resampled(_equal(population, ancestors), ancestors)
-
-    return resample
+    return _Always(scheme)
 
 
 def adaptive(scheme: Scheme = systematic, threshold: float = 0.5) -> Resampler:
@@ -71,20 +67,7 @@ def adaptive(scheme: Scheme = systematic, threshold: float = 0.5) -> Resampler:
     if core.is_number(threshold) and not 0 <= threshold <= 1:
         raise core.bad_value("adaptive", "threshold", threshold, "a share of the particles in [0, 1]")
 
-    def resample(key: core.Key, population: Population) -> Resampled:
-        number = population.num_particles
-
-        def keep() -> tuple[Population, jax.Array]:
-            return normalized(population), jnp.arange(number, dtype=jnp.int32)
-
-        def draw() -> tuple[Population, jax.Array]:
-            ancestors = scheme(key, population.log_weights, number)
-            return _equal(population, ancestors), ancestors
-
-        low = population.effective_sample_size < jnp.asarray(threshold, population.log_weights.dtype) * number
-        return Resampled(*lax.cond(low, draw, keep))
-
-    return resample
+    return _Adaptive(threshold, scheme)
 
 
 def soft(mixture: float = 0.5, scheme: Scheme = systematic) -> Resampler:
@@ -106,23 +89,65 @@ def soft(mixture: float = 0.5, scheme: Scheme = systematic) -> Resampler:
     if core.is_number(mixture) and not 0 <= mixture <= 1:
         raise core.bad_value("soft", "mixture", mixture, "a share in [0, 1]")
 
-    def resample(key: core.Key, population: Population) -> Resampled:
+    return _Soft(mixture, scheme)
+
+
+@core.pytree
+class _Always:
+    """Of `always`. Resamplers are pytrees, so that a program takes them as arguments and is compiled once."""
+
+    scheme: Scheme = core.static()
+
+    def __call__(self, key: core.Key, population: Population) -> Resampled:
+        ancestors = self.scheme(key, population.log_weights, population.num_particles)
+        return Resampled(_equal(population, ancestors), ancestors)
+
+
+@core.pytree
+class _Adaptive:
+    """Of `adaptive`."""
+
+    threshold: Any
+    scheme: Scheme = core.static()
+
+    def __call__(self, key: core.Key, population: Population) -> Resampled:
+        number = population.num_particles
+        # A branch on a batch of flags is a selection, which a key may not be an operand of.
+        data, kind = jax.random.key_data(key), jax.random.key_impl(key)
+
+        def keep() -> tuple[Population, jax.Array]:
+            return normalized(population), jnp.arange(number, dtype=jnp.int32)
+
+        def draw() -> tuple[Population, jax.Array]:
+            ancestors = self.scheme(jax.random.wrap_key_data(data, impl=kind), population.log_weights, number)
+            return _equal(population, ancestors), ancestors
+
+        least = jnp.asarray(self.threshold).astype(population.log_weights.dtype) * number
+        return Resampled(*lax.cond(population.effective_sample_size < least, draw, keep))
+
+
+@core.pytree
+class _Soft:
+    """Of `soft`."""
+
+    mixture: Any
+    scheme: Scheme = core.static()
+
+    def __call__(self, key: core.Key, population: Population) -> Resampled:
         number = population.num_particles
         old = population.log_weights - core.logsumexp(population.log_weights, axis=-1)
-        share = jnp.asarray(mixture, old.dtype)
+        share = jnp.asarray(self.mixture).astype(old.dtype)
         flat = core.logaddexp(jnp.log(share) + old, jnp.log1p(-share) - math.log(number))
-        ancestors = scheme(key, flat, number)
+        ancestors = self.scheme(key, flat, number)
         weights = (old - flat)[ancestors] - math.log(number)
         particles = jax.tree.map(lambda leaf: leaf[ancestors], population.particles)
         return Resampled(Population(particles, weights, population.log_evidence), ancestors)
 
-    return resample
 
-
-def normalized(population: Population) -> Population:
+def normalized(population: Population, axis_name: str | None = None) -> Population:
     """The same measure with weights that sum to one; equal weights of no mass where it has none."""
-    total = core.logsumexp(population.log_weights, axis=-1)
-    number = population.num_particles
+    total = total_mass(population.log_weights, axis_name)
+    number = population.num_particles * (1 if axis_name is None else lax.axis_size(axis_name))
     known = jnp.isfinite(total)
     log_weights = jnp.where(known, population.log_weights - jnp.where(known, total, 0), -math.log(number))
     return dataclasses.replace(population, log_weights=log_weights, log_scale=population.log_scale + total)
