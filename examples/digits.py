@@ -36,6 +36,10 @@ def loss(params, batch, key):
     return jnp.mean(nats), {"accuracy": jnp.mean(right.astype(jnp.float32))}
 
 
+def held_out_loss(params, batch, key):
+    return loss(params, batch, None)  # without dropout
+
+
 def split():
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
@@ -52,5 +56,6 @@ task = learning.Task(
     loss,
     optax.adamw(optax.cosine_decay_schedule(2e-3, 690), weight_decay=1e-2),
     ema=0.98,
+    validation_loss=held_out_loss,
 )
 sharding = {"params.Dense_0.kernel": (None, "model"), "params.Dense_1.kernel": ("model", None)}

@@ -57,8 +57,8 @@ def as_sunspots(x):
 figure, axis = plt.subplots(figsize=(7.5, 2.5))
 axis.plot(years, ys, lw=0.9)
 axis.axvline(1950.5, color="0.6", lw=0.8)
-axis.text(1952, 185, "held out", color="0.4", va="center")
-axis.set(xlabel="year", ylabel="sunspot number")
+axis.text(1952, 212, "held out", color="0.4", va="center")
+axis.set(xlabel="year", ylabel="sunspot number", ylim=(-8, 228))
 figure.tight_layout()
 
 # %% [markdown]
@@ -293,9 +293,9 @@ figure.tight_layout()
 
 # %% [markdown]
 # AR-Net wins: the smallest error on the whole, and intervals that hold what they promise. The cycle is close, with
-# wider intervals than it needs; its five numbers can be read. The GRU was trained to say the next year and is as good
-# there as any, but its futures are too sure of themselves, and worse from the middle of a cycle on than what was seen
-# eleven years before. 250 numbers are few for a network.
+# wider intervals than it needs; its five numbers can be read. The GRU was trained to say the next year, and in log
+# density it is level there; but its intervals are too narrow from the first year on, and from the third on its error is
+# larger than that of what was seen eleven years before. 250 numbers are few for a network.
 #
 # The 48 forecasts overlap and see five cycles, among them the largest of all: a sunspot or two more or less means
 # little.

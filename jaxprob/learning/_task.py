@@ -39,9 +39,11 @@ class Task:
       compute_dtype: dtype that parameters are cast to for the loss, such as `jnp.bfloat16`. The master copy, the
         gradients and the optimiser stay in float32. The batch is given to the loss as it is.
       max_gradient_norm: gradients of a larger norm (of all leaves together) are scaled down to it.
+      validation_loss: as `loss`, for what is held out: without dropout and whatever else is for training alone. The
+        `loss` itself by default.
 
     Raises:
-      TypeError: if `init`, `loss` or `optimizer` is not one, or takes other arguments.
+      TypeError: if `init`, a loss or `optimizer` is not one, or takes other arguments.
       ValueError: if a number is out of its range.
 
     >>> import jax
@@ -60,10 +62,13 @@ class Task:
     ema: float | None = None
     compute_dtype: Any = None
     max_gradient_norm: float | None = None
+    validation_loss: Loss | None = None
 
     def __post_init__(self) -> None:
         _check_arguments("init", self.init, ("key",))
         _check_arguments("loss", self.loss, ("params", "batch", "key"))
+        if self.validation_loss is not None:
+            _check_arguments("validation_loss", self.validation_loss, ("params", "batch", "key"))
         if not isinstance(self.optimizer, optax.GradientTransformation):
             raise core.bad_type("Task", "optimizer", self.optimizer, "an optax optimiser", "Such as optax.adam(1e-3)")
         pieces = self.micro_batches

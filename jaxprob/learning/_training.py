@@ -6,6 +6,7 @@ Source: Micikevicius et al. (2018), "Mixed precision training", for the master c
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -121,7 +122,7 @@ def training(task: Task) -> Training:
 
 
 def evaluation(task: Task) -> Callable[[core.Key, Any, Any], dict[str, jax.Array]]:
-    """The loss of a task without a step: a pure function `(key, params, batch) -> info`, with "loss" and its metrics.
+    """The validation loss of a task: a pure function `(key, params, batch) -> info`, with "loss" and its metrics.
 
     Args:
       task: what is evaluated, in the dtype in which it computes.
@@ -131,8 +132,10 @@ def evaluation(task: Task) -> Callable[[core.Key, Any, Any], dict[str, jax.Array
     2.0
     """
 
+    judged = task if task.validation_loss is None else dataclasses.replace(task, loss=task.validation_loss)
+
     def evaluate(key: core.Key, params: Any, batch: Any) -> dict[str, jax.Array]:
-        value, metrics = _loss(task, params, batch, key)
+        value, metrics = _loss(judged, params, batch, key)
         return {"loss": value, **metrics}
 
     return evaluate

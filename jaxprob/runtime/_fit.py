@@ -20,7 +20,7 @@ from jaxprob import core, learning
 from jaxprob.runtime import _checkpoint, _directory, _fit_program, _metrics, _progress
 from jaxprob.runtime._feed import Feed, encode
 from jaxprob.runtime._fit_job import NotFiniteError, TrainingJob
-from jaxprob.runtime._mesh import DATA, place
+from jaxprob.runtime._mesh import DATA, fetch, place
 from jaxprob.runtime._sharding import state_specs, training_mesh
 from jaxprob.runtime._until import Until
 
@@ -39,6 +39,7 @@ class FitResult:
       params: the trained parameters, after the last step.
       average: their moving average, for a task with `ema`; else None.
       best: with validation, the parameters (the average where there is one) of the best evaluation; else None.
+      best_step: the step at which that was; else None.
       state: the `learning.TrainingState` after the last step.
       history: dict of arrays (line,): "step", "loss", "gradient_norm", the loss's metrics, "validation/loss", ...; NaN
         where a line has no such value.
@@ -50,6 +51,7 @@ class FitResult:
     params: Any
     average: Any
     best: Any
+    best_step: int | None
     state: learning.TrainingState
     history: dict[str, np.ndarray]
     step: int
@@ -405,8 +407,9 @@ def _wait_for_all(why: str) -> None:
 
 def _result(job: TrainingJob, ended: str, folder: Path | None) -> FitResult:
     state = job.state
-    best = None if job.best is None else job.best.params
-    return FitResult(state.params, state.average, best, state, job.metrics.columns(), job.step, ended, folder)
+    best, when = (None, None) if job.best is None else (job.best.params, int(fetch(job.best.step)))
+    history = job.metrics.columns()
+    return FitResult(state.params, state.average, best, when, state, history, job.step, ended, folder)
 
 
 def _write_meta(folder: Path, meta: dict[str, Any], **changes: Any) -> None:

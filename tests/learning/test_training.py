@@ -1,5 +1,6 @@
 """The training step against NumPy in float64 and loops written by hand."""
 
+import dataclasses
 import functools
 import operator
 
@@ -340,3 +341,19 @@ def test_an_evaluation_is_the_loss_in_the_dtype_of_the_task():
     found = learning.evaluation(task)(jax.random.key(0), jnp.array([1.0, 0.5]), jnp.array([2.0, 4.0], jnp.bfloat16))
     assert found["loss"].dtype == jnp.float32
     assert (float(found["loss"]), bool(found["is_low"])) == (4.0, True)
+
+
+def test_what_is_held_out_is_judged_by_the_validation_loss():
+    """Here the one is zero everywhere, the other the squared distance."""
+    task = learning.Task(
+        lambda key: jnp.zeros(()),
+        lambda w, batch, key: 0.0 * w,
+        optax.sgd(0.5),
+        validation_loss=lambda w, batch, key: (jnp.mean((w - batch) ** 2), {"size": jnp.float32(batch.size)}),
+    )
+    found = learning.evaluation(task)(jax.random.key(0), jnp.ones(()), jnp.array([1.0, 3.0]))
+    assert {name: float(x) for name, x in found.items()} == {"loss": 2.0, "size": 2.0}
+    with pytest.raises(
+        TypeError, match=r"validation_loss is .*; expected a function of \(params, batch, key\)"
+    ):
+        dataclasses.replace(task, validation_loss=lambda params: 0.0)

@@ -117,6 +117,7 @@ def test_validation_is_a_mean_over_batches_and_the_best_is_kept(tmp_path):
     losses = [np.mean((held_out - w) ** 2) / 2 for w in points]
     np.testing.assert_allclose(result.history["validation/loss"], losses, rtol=1e-5)
     np.testing.assert_allclose(result.best, points[np.argmin(losses)], rtol=1e-6)
+    assert result.best_step == np.argmin(losses) + 1
     assert np.argmin(losses) not in (0, 7)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(

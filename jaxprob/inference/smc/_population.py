@@ -116,14 +116,19 @@ class Population:
 def total_mass(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Log of the sum of weights, (), of all devices along an axis if one is given."""
     total = core.logsumexp(log_weights, axis=-1)
-    return total if axis_name is None else core.logsumexp(lax.all_gather(total, axis_name), axis=0)
+    if axis_name is None:
+        return total
+    top = lax.stop_gradient(lax.pmax(total, axis_name))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return top + jnp.log(lax.psum(jnp.exp(total - top), axis_name))
 
 
 def effective_size(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
     """`1 / sum_i w_i^2` of normalised weights, (), of all devices along an axis if one is given; 0 without any mass."""
     squares = jnp.sum(shares(log_weights, 1) ** 2, axis=-1)
     if axis_name is not None:
-        share = shares(lax.all_gather(core.logsumexp(log_weights, axis=-1), axis_name), 1)[lax.axis_index(axis_name)]
+        total, mine = total_mass(log_weights, axis_name), total_mass(log_weights)
+        share = jnp.where(mine == -jnp.inf, 0, jnp.exp(mine - jnp.where(mine == -jnp.inf, 0, total)))
         squares = lax.psum(share**2 * squares, axis_name)
     return jnp.where(squares == 0, 0, 1 / jnp.where(squares == 0, 1, squares))
 
