@@ -49,13 +49,20 @@ def _logsumexp(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -
     if weights is not None:
         x = jnp.where(weights == 0, -jnp.inf, x)
     top = jnp.max(x, axis, keepdims=True, initial=-jnp.inf)
-    is_top = x == top
-    terms = jnp.where(is_top, 1.0, jnp.exp(x - jnp.where(jnp.isfinite(top), top, 0.0)))
-    terms = terms if weights is None else weights * terms
-    # The largest terms apart, so that a sum just above one keeps the digits of its logarithm.
-    largest = jnp.sum(jnp.where(is_top, terms, 0.0), axis, keepdims=True)
-    others = jnp.sum(jnp.where(is_top, 0.0, terms), axis, keepdims=True)
-    return top + jnp.where(top == -jnp.inf, 0.0, jnp.log(largest) + jnp.log1p(others / largest))
+    # Nothing here asks which term is the largest: XLA may compute `x` once more for each sum, and rounds it otherwise.
+    term = jnp.exp(jnp.minimum(x - jnp.where(jnp.isfinite(top), top, 0.0), 0.0))
+    # Each term in two parts, t^16 and what is left, so that a sum just above one keeps the digits of its logarithm: the
+    # largest is all in the first, and what the first has of a term below 0.35 is beyond the digits of either.
+    squared = term * term
+    power = squared * squared * squared * squared
+    power = power * power
+    rest = term - power
+    if weights is not None:
+        power, rest = weights * power, weights * rest
+    large, small = jnp.sum(power, axis, keepdims=True), jnp.sum(rest, axis, keepdims=True)
+    near = small < large
+    logarithm = jnp.where(near, jnp.log(large) + jnp.log1p(jnp.where(near, small / large, 0)), jnp.log(large + small))
+    return top + jnp.where(top == -jnp.inf, 0.0, logarithm)
 
 
 @_logsumexp.defjvp

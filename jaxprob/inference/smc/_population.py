@@ -115,22 +115,32 @@ class Population:
 
 def total_mass(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Log of the sum of weights, (), of all devices along an axis if one is given."""
-    total = core.logsumexp(log_weights, axis=-1)
-    if axis_name is None:
-        return total
-    top = lax.stop_gradient(lax.pmax(total, axis_name))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    return top + jnp.log(lax.psum(jnp.exp(total - top), axis_name))
+    # One sum of all terms. To tell which of them are largest is not safe here: weights that are nearly equal, computed
+    # anew for each of several sums, may be rounded to be so in one and not in another.
+    top, relative = _relative(log_weights, axis_name)
+    total = _sum(relative, axis_name)
+    none = total == 0
+    return jnp.where(none, -jnp.inf, top[..., 0] + jnp.log(jnp.where(none, 1, total)))
 
 
 def effective_size(log_weights: jax.Array, axis_name: str | None = None) -> jax.Array:
     """`1 / sum_i w_i^2` of normalised weights, (), of all devices along an axis if one is given; 0 without any mass."""
-    squares = jnp.sum(shares(log_weights, 1) ** 2, axis=-1)
-    if axis_name is not None:
-        total, mine = total_mass(log_weights, axis_name), total_mass(log_weights)
-        share = jnp.where(mine == -jnp.inf, 0, jnp.exp(mine - jnp.where(mine == -jnp.inf, 0, total)))
-        squares = lax.psum(share**2 * squares, axis_name)
-    return jnp.where(squares == 0, 0, 1 / jnp.where(squares == 0, 1, squares))
+    _, relative = _relative(log_weights, axis_name)
+    total, squares = _sum(relative, axis_name), _sum(relative**2, axis_name)
+    return jnp.where(squares == 0, 0, total**2 / jnp.where(squares == 0, 1, squares))
+
+
+def _relative(log_weights: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """The largest log weight (..., 1), 0 where it is infinite, and weights relative to it."""
+    top = lax.stop_gradient(jnp.max(log_weights, axis=-1, keepdims=True))
+    top = top if axis_name is None else lax.pmax(top, axis_name)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return top, jnp.exp(log_weights - top)
+
+
+def _sum(terms: jax.Array, axis_name: str | None) -> jax.Array:
+    total = jnp.sum(terms, axis=-1)
+    return total if axis_name is None else lax.psum(total, axis_name)
 
 
 def spawn(key: core.Key, program: Callable[[core.Key], Any], num_particles: int) -> Population:

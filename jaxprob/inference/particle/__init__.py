@@ -1,0 +1,35 @@
+"""Particle methods in state-space models of any law: filters, smoothers and likelihoods."""
+
+from jaxprob.inference.particle._backward import BackwardInfo as BackwardInfo
+from jaxprob.inference.particle._controlled import controlled as controlled
+from jaxprob.inference.particle._filter import Filtered as Filtered
+from jaxprob.inference.particle._filter import filter as filter
+from jaxprob.inference.particle._filter import log_likelihood as log_likelihood
+from jaxprob.inference.particle._genealogy import num_distinct as num_distinct
+from jaxprob.inference.particle._genealogy import trace as trace
+from jaxprob.inference.particle._gibbs import GibbsInfo as GibbsInfo
+from jaxprob.inference.particle._gibbs import GibbsState as GibbsState
+from jaxprob.inference.particle._gibbs import gibbs as gibbs
+from jaxprob.inference.particle._gradient import Score as Score
+from jaxprob.inference.particle._gradient import score as score
+from jaxprob.inference.particle._marginal_metropolis import MarginalState as MarginalState
+from jaxprob.inference.particle._marginal_metropolis import marginal_metropolis as marginal_metropolis
+from jaxprob.inference.particle._model import Datum as Datum
+from jaxprob.inference.particle._model import feynman_kac as feynman_kac
+from jaxprob.inference.particle._paris import AdditiveState as AdditiveState
+from jaxprob.inference.particle._paris import additive as additive
+from jaxprob.inference.particle._paris import additive_init as additive_init
+from jaxprob.inference.particle._paris import additive_step as additive_step
+from jaxprob.inference.particle._proposals import guided as guided
+from jaxprob.inference.particle._proposals import kalman_guided as kalman_guided
+from jaxprob.inference.particle._rao_blackwell import ConditionallyLinear as ConditionallyLinear
+from jaxprob.inference.particle._rao_blackwell import rao_blackwellised as rao_blackwellised
+from jaxprob.inference.particle._smc2 import SMC2Info as SMC2Info
+from jaxprob.inference.particle._smc2 import SMC2State as SMC2State
+from jaxprob.inference.particle._smc2 import exchange as exchange
+from jaxprob.inference.particle._smc2 import smc2 as smc2
+from jaxprob.inference.particle._smooth import Smoothed as Smoothed
+from jaxprob.inference.particle._smooth import smooth as smooth
+from jaxprob.inference.particle._stream import StreamState as StreamState
+from jaxprob.inference.particle._stream import init as init
+from jaxprob.inference.particle._stream import step as step

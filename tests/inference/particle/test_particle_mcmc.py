@@ -1,0 +1,241 @@
+"""Particle MCMC and SMC^2 against posteriors on a grid, and particle Gibbs by the joint test.
+
+Many chains are mapped and start from a law that is known; z-scores are over chains, which are independent, |z| < 4.5.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprob.distributions import Normal
+from jaxprob.inference import particle, smc
+from jaxprob.models.state_space import StateSpaceModel
+from tests.inference.particle import _autoregression as oracle
+from tests.inference.particle import _finite as finite
+
+YS = jnp.asarray(oracle.YS, jnp.float32)
+PRIOR_MEAN, PRIOR_SD = 0.4, 0.5
+SPREAD = float(oracle.PARAMETERS[1])
+
+
+def model_of(phi):
+    return oracle.model_of(jnp.stack([phi, jnp.full_like(phi, SPREAD)]))
+
+
+def log_prior(phi):
+    return Normal(jnp.full_like(phi, PRIOR_MEAN), PRIOR_SD).log_prob(phi)
+
+
+@functools.cache
+def grid():
+    """Mean, second moment and log evidence of the posterior of the dynamics, by a sum over a grid in float64."""
+    phis = np.linspace(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, 1201)
+    values = np.array([oracle.log_likelihood(np.array([phi, SPREAD])) for phi in phis])
+    prior = np.exp(-0.5 * ((phis - PRIOR_MEAN) / PRIOR_SD) ** 2) / (PRIOR_SD * np.sqrt(2 * np.pi))
+    weights = np.exp(values) * prior * (phis[1] - phis[0])
+    return weights @ phis / weights.sum(), weights @ phis**2 / weights.sum(), np.log(weights.sum())
+
+
+def z_scores(samples, exact):
+    samples = np.asarray(samples, np.float64)
+    return (samples.mean(0) - exact) / (samples.std(0, ddof=1) / np.sqrt(len(samples)))
+
+
+@pytest.mark.parametrize("refresh", [pytest.param(1.0, marks=pytest.mark.slow), 0.3])
+def test_marginal_metropolis_has_the_posterior_of_the_grid(refresh):
+    kernel = particle.marginal_metropolis(
+        log_prior, model_of, YS, particles=12, step_size=0.7, refresh=refresh, resampler=smc.always()
+    )
+
+    def chain(key):
+        first, start, rest = jax.random.split(key, 3)
+        state = kernel.init(PRIOR_MEAN + PRIOR_SD * jax.random.normal(first), start)
+
+        def one(state, index):
+            state, info = kernel.step(jax.random.fold_in(rest, index), state)
+            return state, (state.position, info.accepted)
+
+        return jax.lax.scan(one, state, jnp.arange(350))[1]
+
+    positions, accepted = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(0), 100))
+    kept = np.asarray(positions[:, 50:], np.float64)
+    mean, second, _ = grid()
+    z = z_scores(np.stack([kept.mean(1), (kept**2).mean(1)], 1), np.array([mean, second]))
+    print(f"refresh {refresh}: accepted {float(accepted.mean()):.3f}, mean {kept.mean():.4f} ({mean:.4f}), z {z}")
+    assert np.abs(z).max() < 4.5
+    assert 0.2 < float(accepted.mean()) < 0.8
+
+
+def test_a_part_of_the_random_numbers_is_kept_and_the_estimate_is_not_made_anew():
+    kernel = particle.marginal_metropolis(log_prior, model_of, YS, particles=10, step_size=0.3, refresh=0.5)
+    state = kernel.init(jnp.float32(0.5), jax.random.key(0))
+    step = jax.jit(kernel.step)
+    kept = []
+    for seed in range(8):
+        new, info = step(jax.random.key(seed + 1), state)
+        same = (np.asarray(new.randomness) == np.asarray(state.randomness)).all(1)
+        if bool(info.accepted):
+            kept.append(same.mean())
+        else:
+            assert same.all()
+            assert float(new.log_likelihood) == float(state.log_likelihood)
+        state = new
+    assert kept
+    assert 0 < np.mean(kept) < 1
+
+
+def test_smc2_has_the_evidence_and_the_posterior_of_the_grid():
+    algorithm = particle.smc2(log_prior, model_of, YS, particles=40, threshold=0.6, moves=2)
+
+    def run(key):
+        first, start, rest = jax.random.split(key, 3)
+        state = algorithm.init(PRIOR_MEAN + PRIOR_SD * jax.random.normal(first, (64,)), start)
+        body = lambda state, index: algorithm.step(jax.random.fold_in(rest, index), state)  # noqa: E731
+        state, info = jax.lax.scan(body, state, jnp.arange(len(oracle.YS)))
+        population = state.population
+        moments = population.expectation(lambda phi: jnp.stack([phi, phi**2]))
+        return state.log_evidence, moments, info, state.time
+
+    evidence, moments, info, time = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 48))
+    mean, second, log_evidence = grid()
+    z = z_scores(np.exp(np.asarray(evidence, np.float64) - log_evidence), 1.0)
+    z2 = z_scores(moments, np.array([mean, second]))
+    print(f"smc2: evidence {np.asarray(evidence).mean():.4f} ({log_evidence:.4f}), z {z:.2f}, moments z {z2}")
+    print(f"moved {float(info.moved.mean()):.2f}, sd of the evidence {np.asarray(evidence).std():.3f}")
+    assert abs(z) < 4.5
+    assert np.abs(z2).max() < 4.5
+    # The last step of six is beyond the last of the six data, of which init takes one.
+    assert (np.asarray(time) == len(oracle.YS) - 1).all()
+    assert (np.asarray(info.log_increment)[:, -1] == 0).all()
+    assert 0 < float(info.moved.mean()) < 1
+
+
+def test_an_exchange_of_filters_keeps_evidence_and_posterior():
+    few = particle.smc2(log_prior, model_of, YS[:3], particles=5, threshold=0.0)
+
+    def run(key):
+        first, start, for_step, for_exchange = jax.random.split(key, 4)
+        state = few.init(PRIOR_MEAN + PRIOR_SD * jax.random.normal(first, (64,)), start)
+        state, _ = few.step(for_step, state)
+        new = particle.exchange(for_exchange, state, model_of, YS[:3], particles=8)
+        phi = new.position
+        return integral(new, jnp.ones_like(phi)), integral(new, phi), new
+
+    def integral(state, values):
+        weights = jnp.exp(state.log_weights - jax.nn.logsumexp(state.log_weights))
+        return jnp.exp(state.log_evidence) * jnp.sum(weights * values)
+
+    ones, phis, new = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(4), 300))
+    assert new.filters.population.log_weights.shape == (300, 64, 8)
+    phi = np.linspace(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, 1201)
+    likelihood = np.exp([oracle.log_likelihood(np.array([x, SPREAD]), oracle.YS[:2]) for x in phi])
+    prior = np.exp(-0.5 * ((phi - PRIOR_MEAN) / PRIOR_SD) ** 2) / (PRIOR_SD * np.sqrt(2 * np.pi)) * (phi[1] - phi[0])
+    # Both are unbiased: the mass, and the integral of the parameter.
+    z = z_scores(np.stack([ones, phis], 1), np.array([(prior * likelihood).sum(), (prior * likelihood * phi).sum()]))
+    print(f"exchange: z {z}")
+    assert np.abs(z).max() < 4.5
+
+
+OBSERVED_SD, INNOVATION, STEPS, CHAINS = 0.7, 0.5, 4, 4096
+
+
+def _next(phi, x, t):
+    return Normal(phi * x, jnp.full_like(x, INNOVATION))
+
+
+def _seen(x, t):
+    return Normal(x, jnp.full_like(x, OBSERVED_SD))
+
+
+def joint_model(phi):
+    return StateSpaceModel(Normal(jnp.float32(0), jnp.float32(1)), jax.tree_util.Partial(_next, phi), _seen)
+
+
+@pytest.mark.parametrize("options", [{"method": "ancestor_sampling"}, {"method": "backward", "threshold": 0.7}])
+def test_particle_gibbs_with_a_parameter_keeps_the_joint_law(options):
+    """Geweke's joint test: parameter, states and data, each drawn given the others, stay as the model draws them."""
+
+    def chain(key):
+        first, rest = jax.random.split(key)
+        for_phi, for_model = jax.random.split(first)
+        phi = 0.5 * jax.random.normal(for_phi)
+        states, ys = joint_model(phi).sample(for_model, STEPS)
+        start = phi, states, ys
+
+        def one(carry, index):
+            phi, states, _ = carry
+            for_states, for_phi, for_ys = jax.random.split(jax.random.fold_in(rest, index), 3)
+            # Data first, so that the last states are looked at beside the data that they were drawn given.
+            ys = states + OBSERVED_SD * jax.random.normal(for_ys, states.shape)
+            kernel = particle.gibbs(joint_model(phi), ys, particles=4, **options)
+            states = kernel.step(for_states, particle.GibbsState(states))[0].position
+            precision = 1 / 0.5**2 + jnp.sum(states[:-1] ** 2) / INNOVATION**2
+            mean = jnp.sum(states[:-1] * states[1:]) / INNOVATION**2 / precision
+            phi = mean + jax.random.normal(for_phi) / jnp.sqrt(precision)
+            return (phi, states, ys), None
+
+        end = jax.lax.scan(one, start, jnp.arange(12))[0]
+        return start, end
+
+    start, end = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(2), CHAINS))
+    phi, states, ys = (np.asarray(leaf, np.float64) for leaf in end)
+    functions = {
+        "phi": (phi, 0),
+        "phi^2": (phi**2, 0.25),
+        "x_0": (states[:, 0], 0),
+        "x_0^2": (states[:, 0] ** 2, 1),
+        "x_0 x_1": (states[:, 0] * states[:, 1], 0),
+        "phi x_0 x_1": (phi * states[:, 0] * states[:, 1], 0.25),
+        "x_1^2": (states[:, 1] ** 2, 0.25 + INNOVATION**2),
+        "y_1^2": (ys[:, 1] ** 2, 0.25 + INNOVATION**2 + OBSERVED_SD**2),
+        "x_1 y_1": (states[:, 1] * ys[:, 1], 0.25 + INNOVATION**2),
+        "x_0 y_0": (states[:, 0] * ys[:, 0], 1),
+        "|phi| < 0.3": (np.abs(phi) < 0.3, 0.4514938),
+    }
+    z = {name: z_scores(values, exact) for name, (values, exact) in functions.items()}
+    print(options, {name: f"{value:.2f}" for name, value in z.items()})
+    assert max(map(abs, z.values())) < 4.5
+    # Nothing is where it was: the test would say little of a chain that stays.
+    assert np.abs(np.corrcoef(np.asarray(start[0]), phi)[0, 1]) < 0.5
+
+
+def test_gibbs_refuses_what_is_not_exact():
+    model, data = finite.model(), jnp.arange(3)
+    for options, says in (
+        ({"method": "ancestor_sampling", "scheme": smc.systematic}, "multinomial"),
+        ({"method": "ancestor_sampling", "threshold": 0.5}, "threshold"),
+        ({"method": "ancestors"}, "method"),
+        ({"particles": 1}, "particles"),
+        ({"scheme": smc.ssp}, "scheme"),
+    ):
+        with pytest.raises(ValueError, match=says) as error:
+            particle.gibbs(model, data, **options)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="log_kernel"):
+        particle.gibbs(model._replace(log_kernel=None), data)
+
+
+def test_other_bad_arguments_are_one_line():
+    for make in (
+        lambda: particle.marginal_metropolis(log_prior, model_of, YS, particles=0),
+        lambda: particle.marginal_metropolis(log_prior, model_of, YS, particles=5, refresh=0.0),
+        lambda: particle.marginal_metropolis(log_prior, model_of, YS[:0], particles=5),
+        lambda: particle.smc2(log_prior, model_of, YS, particles=5, threshold=2.0),
+        lambda: particle.smc2(log_prior, model_of, YS, particles=5, moves=0),
+        lambda: particle.score(jax.random.key(0), model_of, jnp.float32(0.1), YS, method="fixed_lag"),
+    ):
+        with pytest.raises(ValueError, match=r"^[^\n]*$"):
+            make()
+    with pytest.raises(TypeError, match="log_prior"):
+        particle.smc2(None, model_of, YS, particles=5)
+
+
+def test_a_trajectory_of_one_time():
+    for method in ("ancestor_sampling", "backward", "genealogy"):
+        kernel = particle.gibbs(finite.model(), jnp.arange(1), particles=3, method=method)
+        state, _ = kernel.step(jax.random.key(1), kernel.init(None, jax.random.key(0)))
+        assert state.position.shape == (1,)
+        assert state.position.dtype == jnp.int32
