@@ -73,7 +73,8 @@ class StateSpaceModel:
         if sum(moved, ()) != self.state_shape:
             got = f"a function that returns a law of shape {sum(moved, ())}"
             raise core.bad_value(NAME, "transition", got, f"shape {self.state_shape}, that of initial")
-        self._shapes("observation")
+        # Kept, since finding them again traces the function; a model made by a transformation finds them when asked.
+        object.__setattr__(self, "_found", self._shapes("observation"))
 
     def _shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Batch and event shapes of what a function returns, found without computing anything."""
@@ -90,6 +91,10 @@ class StateSpaceModel:
         state = jax.eval_shape(lambda law: law.sample(jax.random.key(0)), self.initial)
         jax.eval_shape(look, getattr(self, name), state, jax.ShapeDtypeStruct((), jnp.int32), one)
         return shapes[0]
+
+    def _observation_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        found = getattr(self, "_found", None)
+        return self._shapes("observation") if found is None else found
 
     @staticmethod
     def _call(function: Callable[..., Any], state: Any, time: Any, inputs: Any) -> Any:
@@ -111,12 +116,12 @@ class StateSpaceModel:
     @property
     def observation_shape(self) -> tuple[int, ...]:
         """Of the observation of one time."""
-        return sum(self._shapes("observation"), ())
+        return sum(self._observation_shapes(), ())
 
     @property
     def event_axes(self) -> int:
         """How many of the last axes of an observation are one event."""
-        return len(self._shapes("observation")[1])
+        return len(self._observation_shapes()[1])
 
     def fits(self, steps: int) -> bool:
         """Whether the model spans that many observations; one without inputs spans any number."""
