@@ -135,7 +135,7 @@ class _Soft:
 
     def __call__(self, key: core.Key, population: Population) -> Resampled:
         number = population.num_particles
-        old = population.log_weights - core.logsumexp(population.log_weights, axis=-1)
+        old = normalized(population).log_weights
         share = jnp.asarray(self.mixture).astype(old.dtype)
         flat = core.logaddexp(jnp.log(share) + old, jnp.log1p(-share) - math.log(number))
         ancestors = self.scheme(key, flat, number)

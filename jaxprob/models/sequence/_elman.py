@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprob.models.sequence._cells import Recurrent, check_cell
+from jaxprob.models.sequence._cells import Gates, Recurrent, check_cell
 from jaxprob.models.sequence._core import Core
 from jaxprob.models.sequence._options import check_choice
 
@@ -25,11 +25,11 @@ class _Elman(Recurrent):
 
     factory = "elman"
 
-    def cell(self) -> Callable[[Any, jax.Array], tuple[Any, jax.Array]]:
+    def cell(self) -> Callable[[Any, Gates], tuple[Any, jax.Array]]:
         weights, activation = self.recurrent.astype(jnp.float32), ACTIVATIONS[self.activation]
 
-        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            h = activation(x + h @ weights)
+        def step(h: jax.Array, of_input: Gates) -> tuple[jax.Array, jax.Array]:
+            h = activation(of_input[0] + h @ weights)
             return h, h
 
         return step

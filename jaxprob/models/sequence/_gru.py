@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.models.sequence._cells import Initializer, Recurrent, check_cell, remembering
+from jaxprob.models.sequence._cells import Gates, Initializer, Recurrent, check_cell, remembering
 from jaxprob.models.sequence._core import Core
 
 
@@ -31,11 +31,11 @@ class _Gru(Recurrent):
     def first_biases(self) -> tuple[float | Initializer, ...]:
         return (0.0, 0.0 if self.horizon is None else remembering(self.horizon), 0.0)
 
-    def cell(self) -> Callable[[Any, jax.Array], tuple[Any, jax.Array]]:
+    def cell(self) -> Callable[[Any, Gates], tuple[Any, jax.Array]]:
         weights, bias = self.recurrent.astype(jnp.float32), self.candidate_bias.astype(jnp.float32)
 
-        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            of_input, of_state = jnp.split(x, 3), jnp.split(h @ weights, 3)
+        def step(h: jax.Array, of_input: Gates) -> tuple[jax.Array, jax.Array]:
+            of_state = jnp.split(h @ weights, 3)
             reset = core.sigmoid(of_input[0] + of_state[0])
             update = of_input[1] + of_state[1]
             new = jnp.tanh(of_input[2] + reset * (of_state[2] + bias))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.models.sequence._cells import Initializer, Recurrent, check_cell, remembering
+from jaxprob.models.sequence._cells import Gates, Initializer, Recurrent, check_cell, remembering
 from jaxprob.models.sequence._core import Core
 
 
@@ -41,16 +41,16 @@ class _Lstm(Recurrent):
     def initial_state(self) -> Any:
         return {"c": jnp.zeros(self.size, jnp.float32), "h": jnp.zeros(self.size, jnp.float32)}
 
-    def cell(self) -> Callable[[Any, jax.Array], tuple[Any, jax.Array]]:
+    def cell(self) -> Callable[[Any, Gates], tuple[Any, jax.Array]]:
         weights = self.recurrent.astype(jnp.float32)
         of_input, of_forget, of_output = self.peepholes.astype(jnp.float32) if self.peephole else (None, None, None)
 
         def seen(gate: jax.Array, weight: jax.Array | None, c: jax.Array) -> jax.Array:
             return core.sigmoid(gate if weight is None else gate + weight * c)
 
-        def step(state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        def step(state: Any, of_inputs: Gates) -> tuple[Any, jax.Array]:
             c = state["c"]
-            i, f, g, o = jnp.split(x + state["h"] @ weights, 4)
+            i, f, g, o = (a + b for a, b in zip(of_inputs, jnp.split(state["h"] @ weights, 4), strict=True))
             c = seen(f, of_forget, c) * c + seen(i, of_input, c) * jnp.tanh(g)
             h = seen(o, of_output, c) * jnp.tanh(c)
             return {"c": c, "h": h}, h

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.models.sequence._cells import Initializer, Projected, check_cell, remembering
+from jaxprob.models.sequence._cells import Gates, Initializer, Projected, check_cell, remembering
 from jaxprob.models.sequence._core import Core, linear_states
 from jaxprob.models.sequence._options import METHODS, check_choice, check_chunk
 
@@ -27,7 +27,7 @@ class _Minimal(Projected):
 
     runs_in_pieces = True
 
-    def parts(self, gates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def parts(self, gates: Gates) -> tuple[jax.Array, jax.Array]:
         """log(keep) and take * candidate."""
         raise NotImplementedError
 
@@ -35,11 +35,11 @@ class _Minimal(Projected):
         """The paper's candidate, or its g that is positive."""
         return jnp.where(x >= 0, x + 0.5, core.sigmoid(x)) if self.positive else x
 
-    def recur(self, gates: jax.Array, state: Any, reset: jax.Array | None) -> tuple[jax.Array, Any]:
+    def recur(self, gates: Gates, state: Any, reset: jax.Array | None) -> tuple[jax.Array, Any]:
         log_keep, increment = self.parts(gates)
         return linear_states(scan.Exponential(log_keep), increment, state, reset, method=self.method, chunk=self.chunk)
 
-    def advance(self, gates: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    def advance(self, gates: Gates, state: Any) -> tuple[jax.Array, Any]:
         log_keep, increment = self.parts(gates)
         state = jnp.exp(log_keep) * state + increment
         return state, state
@@ -54,8 +54,8 @@ class _MinGru(_Minimal):
     def first_biases(self) -> tuple[float | Initializer, ...]:
         return (0.0 if self.horizon is None else remembering(self.horizon, -1.0), 0.0)
 
-    def parts(self, gates: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z, value = jnp.split(gates, 2, -1)
+    def parts(self, gates: Gates) -> tuple[jax.Array, jax.Array]:
+        z, value = gates
         return core.log_sigmoid(-z), core.sigmoid(z) * self.candidate(value)
 
 
@@ -70,8 +70,8 @@ class _MinLstm(_Minimal):
             return (0.0, 0.0, 0.0)
         return (remembering(self.horizon), remembering(self.horizon, -1.0), 0.0)
 
-    def parts(self, gates: jax.Array) -> tuple[jax.Array, jax.Array]:
-        f, i, value = jnp.split(gates, 3, -1)
+    def parts(self, gates: Gates) -> tuple[jax.Array, jax.Array]:
+        f, i, value = gates
         # f / (f + i) is the sigmoid of the difference of logarithms, which loses nothing where both are tiny.
         difference = core.log_sigmoid(f) - core.log_sigmoid(i)
         return core.log_sigmoid(difference), core.sigmoid(-difference) * self.candidate(value)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.models.sequence._cells import Initializer, Projected, check_cell, remembering
+from jaxprob.models.sequence._cells import Gates, Initializer, Projected, check_cell, remembering
 from jaxprob.models.sequence._core import Core, recurrent_states
 from jaxprob.models.sequence._options import check_choice
 from jaxprob.scan._methods import platform
@@ -41,7 +41,7 @@ class _Diagonal(Projected):
         super().setup()
         self.own = self.param("own", _signs, (self.weights, self.size), jnp.float32)
 
-    def cell(self) -> Callable[[Any, jax.Array], Any]:
+    def cell(self) -> Callable[[Any, Gates], Any]:
         """The function `(state, gates of the input) -> state`."""
         raise NotImplementedError
 
@@ -49,11 +49,11 @@ class _Diagonal(Projected):
         """The hidden units of a state, or of states."""
         return state
 
-    def recur(self, gates: jax.Array, state: Any, reset: jax.Array | None) -> tuple[jax.Array, Any]:
+    def recur(self, gates: Gates, state: Any, reset: jax.Array | None) -> tuple[jax.Array, Any]:
         step, fresh = self.cell(), self.initial_state()
         if self.method == "sequential" or (self.method == "auto" and platform() == "cpu"):
 
-            def both(state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+            def both(state: Any, x: Gates) -> tuple[Any, jax.Array]:
                 state = step(state, x)
                 return state, self.hidden(state)
 
@@ -73,7 +73,7 @@ class _Diagonal(Projected):
         self.sow("intermediates", "newton", report)
         return self.hidden(found.states), found.final
 
-    def advance(self, gates: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+    def advance(self, gates: Gates, state: Any) -> tuple[jax.Array, Any]:
         state = self.cell()(state, gates)
         return self.hidden(state), state
 
@@ -87,11 +87,11 @@ class _ParaGru(_Diagonal):
     def first_biases(self) -> tuple[float | Initializer, ...]:
         return (0.0 if self.horizon is None else remembering(self.horizon, -1.0), 0.0, 0.0)
 
-    def cell(self) -> Callable[[Any, jax.Array], Any]:
+    def cell(self) -> Callable[[Any, Gates], Any]:
         of_update, of_reset, of_new = self.own.astype(jnp.float32)
 
-        def step(h: jax.Array, x: jax.Array) -> jax.Array:
-            update, reset, new = jnp.split(x, 3)
+        def step(h: jax.Array, x: Gates) -> jax.Array:
+            update, reset, new = x
             z = core.sigmoid(update + of_update * h)
             r = core.sigmoid(reset + of_reset * h)
             return (1 - z) * h + z * jnp.tanh(new + of_new * (r * h))
@@ -116,11 +116,11 @@ class _ParaLstm(_Diagonal):
     def hidden(self, state: Any) -> jax.Array:
         return state["h"]
 
-    def cell(self) -> Callable[[Any, jax.Array], Any]:
+    def cell(self) -> Callable[[Any, Gates], Any]:
         of_forget, of_new, of_output, forget_sees, output_sees = self.own.astype(jnp.float32)
 
-        def step(state: Any, x: jax.Array) -> Any:
-            forget, new, output = jnp.split(x, 3)
+        def step(state: Any, x: Gates) -> Any:
+            forget, new, output = x
             c, h = state["c"], state["h"]
             keep = forget + of_forget * h + forget_sees * c
             # Not one less the gate, which has few digits where that is near one.

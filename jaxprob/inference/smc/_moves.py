@@ -1,0 +1,178 @@
+"""Moves of a population by Markov chain Monte Carlo, with a metric and a step size learnt from the particles.
+
+Source: Chopin (2002), "A sequential particle filter method for static models", for the covariance of the particles;
+Buchholz, Chopin & Jacob (2021), "Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo".
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprob import core
+from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc._langevin import barker, mala
+from jaxprob.inference.mcmc._metric import Metric, from_covariance
+from jaxprob.inference.mcmc._numbers import known_count, known_number
+from jaxprob.inference.mcmc._random_walk import random_walk_metropolis
+
+PER_SCALAR = 10  # particles for each scalar of a position from which all of the covariance is learnt
+
+# The best acceptance rate of each kernel as dimensions grow, and its step there on a standard normal law: the factor
+# and the power of the dimension.
+_SCALING = {
+    random_walk_metropolis: (0.234, 2.38, -1 / 2),
+    mala: (0.574, 1.65, -1 / 6),
+    barker: (0.574, 1.65, -1 / 6),
+}
+_HAMILTONIAN = (0.8, 1.0, -1 / 4)
+
+
+class Move(NamedTuple):
+    """How particles are moved at one temperature.
+
+    Attributes:
+      factory: `log_density -> Algorithm`.
+      number: transitions of each particle, at most.
+      fixed: whether they are never fewer.
+      tunes_step_size: whether the factory is given a step size.
+      tunes_metric: whether it is given an inverse mass matrix.
+      acceptance: rate that the step size is adapted to.
+      step_size: the first one, or None for one that goes by the dimension.
+    """
+
+    factory: Callable[..., core.Algorithm]
+    number: int
+    fixed: bool
+    tunes_step_size: bool
+    tunes_metric: bool
+    acceptance: jax.Array
+    step_size: jax.Array | None
+
+    def first_step_size(self, size: int) -> jax.Array:
+        """The step size to begin with for positions of `size` scalars; 1 where none is tuned."""
+        if self.step_size is not None:
+            return self.step_size
+        _, factor, power = _scaling(self.factory)
+        return jnp.asarray(factor * max(size, 1) ** power if self.tunes_step_size else 1.0)
+
+
+class Moved(NamedTuple):
+    """Particles that were moved.
+
+    Attributes:
+      particles: pytree (particle, ...).
+      step_size: (), adapted.
+      acceptance_rate: (), mean over particles and transitions.
+      number: (), int32, transitions of each particle.
+      correlation: (), with where they were, the largest in size of any scalar of a position.
+    """
+
+    particles: Any
+    step_size: jax.Array
+    acceptance_rate: jax.Array
+    number: jax.Array
+    correlation: jax.Array
+
+
+def as_move(function: str, factory: Any, number: Any, most: Any, acceptance: Any, step_size: Any) -> Move:
+    """Checks the arguments of a move."""
+    metropolis.check_callable(function, move=factory)
+    fixed = number is not None
+    number = known_count(function, "moves", number) if fixed else known_count(function, "max_moves", most)
+    free = _free(factory)
+    if step_size is not None:
+        if "step_size" not in free:
+            todo = "Leave it out of the partial, or give it there alone"
+            raise core.bad_value(function, "step_size", step_size, "None where the move takes none or has one", todo)
+        step_size = known_number(function, "step_size", step_size, lambda x: 0 < x < math.inf, "a positive number")
+    acceptance = _scaling(factory)[0] if acceptance is None else acceptance
+    rate = known_number(function, "acceptance", acceptance, lambda x: 0 < x < 1, "a rate between 0 and 1")
+    return Move(factory, number, fixed, "step_size" in free, "inverse_mass_matrix" in free, rate, step_size)
+
+
+def _free(factory: Callable[..., Any]) -> set[str]:
+    """The arguments of a factory that no `partial` has bound."""
+    bound = set(factory.keywords) if isinstance(factory, functools.partial) else set()
+    try:
+        return set(inspect.signature(factory).parameters) - bound
+    except (TypeError, ValueError):  # of builtins, which have no signature
+        return set()
+
+
+def _scaling(factory: Any) -> tuple[float, float, float]:
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return _SCALING.get(factory, _HAMILTONIAN)
+
+
+def metric_of(particles: Any, weights: jax.Array) -> Metric:
+    """The metric of the covariance of weighted particles: all of it where they are many enough, or its diagonal."""
+    vectors = jax.vmap(lambda particle: core.ravel(particle)[0])(particles)
+    number, size = vectors.shape
+    dtype = core.accumulator_dtype(vectors.dtype)
+    vectors, weights = vectors.astype(dtype), jnp.expand_dims(weights.astype(dtype), 1)
+    # A particle that counts for nothing may lie anywhere.
+    vectors = jnp.where(weights > 0, vectors, 0)
+    centred = vectors - jnp.sum(weights * vectors, axis=0, keepdims=True)
+    diagonal = from_covariance(jnp.sum(weights * centred**2, axis=0), Metric(jnp.ones((size,), dtype)))
+    if number < PER_SCALAR * size:
+        return diagonal
+    covariance = core.matmul((weights * centred).T, centred)
+    return from_covariance(covariance, Metric(jnp.diag(diagonal.factor)))
+
+
+def go(
+    move: Move, key: core.Key, log_density: core.LogDensity, particles: Any, step_size: jax.Array, metric: Any
+) -> Moved:
+    """Moves every particle by transitions that leave `exp(log_density)` as it is.
+
+    After each the log of the step size gains what the acceptance rate of all particles has above its target.
+    """
+    number = jax.tree.leaves(particles)[0].shape[0]
+    index = jnp.arange(number)
+
+    def build(step_size: jax.Array) -> core.Algorithm:
+        tuning = {"step_size": step_size} if move.tunes_step_size else {}
+        return move.factory(log_density, **tuning, **({"inverse_mass_matrix": metric} if move.tunes_metric else {}))
+
+    def going(carry: Any) -> jax.Array:
+        time, _, _, _, correlation = carry
+        return (time < move.number) & (move.fixed | (correlation > limit))
+
+    def once(carry: Any) -> Any:
+        time, states, step_size, total, _ = carry
+        states, info = jax.vmap(build(step_size).step)(core.chain_keys(core.fold(key, 1, time), index), states)
+        rate = jnp.mean(getattr(info, "acceptance_rate", jnp.ones((number,)))).astype(total.dtype)
+        gain = jnp.where(jnp.isnan(rate), 0, rate - move.acceptance.astype(rate.dtype))
+        adapted = step_size * jnp.exp(gain).astype(step_size.dtype) if move.tunes_step_size else step_size
+        correlation = _correlation(first, _scalars(core.position_of(states))).astype(total.dtype)
+        return time + 1, states, adapted, total + rate, correlation
+
+    first, limit = _scalars(particles), max(0.1, 3 / math.sqrt(number))
+    states = jax.vmap(build(step_size).init)(particles, core.chain_keys(core.fold(key, 0), index))
+    start = jnp.int32(0), states, step_size, jnp.zeros_like(step_size), jnp.ones_like(step_size)
+    time, states, step_size, total, correlation = lax.while_loop(going, once, start)
+    return Moved(core.position_of(states), step_size, total / time.astype(total.dtype), time, correlation)
+
+
+def _scalars(particles: Any) -> jax.Array:
+    """All numbers of each particle, whole ones too, (particle, size)."""
+    leaves = [core.as_float(leaf) for leaf in jax.tree.leaves(particles)]
+    dtype = core.accumulator_dtype(core.result_dtype(leaves))
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves], axis=1)
+
+
+def _correlation(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The largest correlation in size of any column; 1 where there is none, as particles that agree must yet part."""
+    one, other = (x - jnp.mean(x, axis=0, keepdims=True) for x in (one, other))
+    scales = jnp.sqrt(jnp.sum(one**2, axis=0)) * jnp.sqrt(jnp.sum(other**2, axis=0))
+    found = jnp.abs(jnp.sum(one * other, axis=0)) / jnp.where(scales > 0, scales, 1)
+    return jnp.max(jnp.where((scales > 0) & ~jnp.isnan(found), found, 1), initial=0)

@@ -1,0 +1,350 @@
+"""Tempered sequential Monte Carlo: particles go from a prior to a posterior through a ladder of temperatures.
+
+At each temperature particles are weighted by the likelihood that is new, resampled, and moved by Markov chain Monte
+Carlo. The next temperature is where the weights have a given effective sample size.
+
+Source: Del Moral, Doucet & Jasra (2006), "Sequential Monte Carlo samplers"; Jasra et al. (2011), "Inference for
+Levy-driven stochastic volatility models via adaptive sequential Monte Carlo", for the choice of temperatures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprob import core, scan
+from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc import _parallel_tempering as paths
+from jaxprob.inference.mcmc._numbers import known_count, known_number
+from jaxprob.inference.smc import _moves as moves_of
+from jaxprob.inference.smc._population import Population, effective_size, total_mass
+from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
+
+HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
+
+
+class TemperedState(NamedTuple):
+    """Particles at one temperature.
+
+    Attributes:
+      population: equally weighted particles of the tempered posterior.
+      inverse_temperature: (), from 0, the prior, to 1, the posterior.
+      log_evidence_variance: (), estimate of the variance of the log evidence; NaN unless resampling is multinomial.
+      step_size: (), of the move, adapted; 1 where the move has its own.
+      eves: (particle,), int32, of which particle of the prior each descends.
+      steps: (), int32, temperatures so far.
+    """
+
+    population: Population
+    inverse_temperature: jax.Array
+    log_evidence_variance: jax.Array
+    step_size: jax.Array
+    eves: jax.Array
+    steps: jax.Array
+
+    @property
+    def position(self) -> Any:
+        """The particles, pytree (particle, ...)."""
+        return self.population.particles
+
+    @property
+    def log_evidence(self) -> jax.Array:
+        """Log of the estimated evidence at the present temperature, ()."""
+        return self.population.log_scale
+
+    @property
+    def done(self) -> jax.Array:
+        """Whether the particles are those of the posterior, (); further steps change nothing."""
+        return self.inverse_temperature >= 1
+
+
+class TemperedInfo(NamedTuple):
+    """What happened at one temperature; every field is a scalar.
+
+    Attributes:
+      inverse_temperature: the new one.
+      effective_sample_size: of the weights before resampling, as a share of the particles with a finite likelihood.
+      acceptance_rate: of the moves, mean over particles and transitions.
+      num_moves: transitions of each particle.
+      correlation: of the particles with where they were before the moves, the largest in size of any scalar of a
+        position. Where it is not small the moves were too few or too poor, and the evidence is not to be trusted.
+      step_size: of the next move.
+      log_evidence: so far.
+    """
+
+    inverse_temperature: jax.Array
+    effective_sample_size: jax.Array
+    acceptance_rate: jax.Array
+    num_moves: jax.Array
+    correlation: jax.Array
+    step_size: jax.Array
+    log_evidence: jax.Array
+
+
+class TemperedRun(NamedTuple):
+    """A run of `smc.run_tempered`.
+
+    Attributes:
+      state: the last; `state.done` says whether it got to the posterior.
+      info: `TemperedInfo` of each temperature (max_steps,), zero from `num_steps` on.
+      num_steps: (), int32, temperatures taken.
+    """
+
+    state: TemperedState
+    info: TemperedInfo
+    num_steps: jax.Array
+
+
+def tempered(
+    move: Callable[..., core.Algorithm],
+    log_density: core.LogDensity | None = None,
+    *,
+    particles: int = 1024,
+    reference: core.LogDensity | None = None,
+    log_prior: core.LogDensity | None = None,
+    log_likelihood: core.LogDensity | None = None,
+    sample_prior: Callable[[core.Key], Any] | None = None,
+    target: Any = 0.5,
+    inverse_temperatures: Any = None,
+    moves: int | None = None,
+    max_moves: int = 100,
+    step_size: Any = None,
+    acceptance: Any = None,
+    scheme: Scheme = multinomial,
+) -> core.Algorithm:
+    """Sequential Monte Carlo from a prior to a posterior, one temperature a step.
+
+    The log density at beta is `log_prior + beta log_likelihood`, or `(1 - beta) reference + beta log_density`. A step
+    goes to the beta' at which the weights `exp((beta' - beta) log_likelihood)` have an effective sample size of
+    `target`, multiplies the evidence by their mean, resamples, and moves every particle at beta'. What it returns is
+    equally weighted.
+
+    Hamiltonian moves of a fixed length resonate with the particles' own metric, in which every scalar has one period:
+    give `mcmc.hmc` a `jitter`, say 0.5.
+
+    With temperatures and tuning that are fixed the evidence is unbiased; those that are learnt from the particles
+    leave a bias of the order of 1 / particles.
+
+    Args:
+      move: `log_density -> Algorithm`. Where it takes a `step_size` or an `inverse_mass_matrix` that no
+        `functools.partial` has bound it is given one: a `mcmc.Metric` of the covariance of the particles (of variances
+        alone where there are fewer than 10 particles a scalar), and a step size adapted to `acceptance`.
+      log_density: `position -> scalar`, of the target, with `reference`; or give `log_prior` and `log_likelihood`.
+      particles: how many `sample_prior` draws.
+      reference: `position -> scalar`, normalised, what particles are drawn from.
+      log_prior: `position -> scalar`, normalised for the evidence to be one.
+      log_likelihood: `position -> scalar`; -inf where the data are impossible.
+      sample_prior: `key -> position`, a draw from the prior or the reference; without it `init` is given draws.
+      target: effective sample size at each temperature, a share of the particles in (0, 1); an array or a tracer.
+      inverse_temperatures: (step,), increasing to 1 from above 0: a fixed ladder instead.
+      moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
+        position has a correlation above `max(0.1, 3 / sqrt(particles))` with where it was.
+      max_moves: at most, where `moves` is None.
+      step_size: (), the first; by default what suits a standard normal law of that dimension.
+      acceptance: rate the step size is adapted to; 0.234 for a random walk, 0.574 for `mcmc.mala` and `mcmc.barker`,
+        0.8 for others by default.
+      scheme: of resampling. `log_evidence_variance` is known for `smc.multinomial` alone; `smc.systematic` has a
+        smaller one.
+
+    Returns:
+      Algorithm whose state is a `TemperedState` and whose info is a `TemperedInfo`. `init(None, key)` draws particles;
+      `init(positions, key)` takes those given, with a leading axis (particle, ...).
+
+    Raises:
+      TypeError: if a function is none, or if not exactly one of `log_density` and the pair of prior and likelihood is
+        given.
+      ValueError: for a number that is out of range or inverse temperatures that are no ladder.
+
+    >>> from functools import partial
+    >>> from jaxprob.inference import mcmc
+    >>> algorithm = tempered(
+    ...     mcmc.random_walk_metropolis,
+    ...     log_prior=lambda x: -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi),
+    ...     log_likelihood=lambda x: -50 * (x - 2) ** 2,
+    ...     sample_prior=jax.random.normal,
+    ... )
+    >>> found = run_tempered(jax.random.key(0), algorithm)
+    >>> bool(found.state.done), abs(found.state.position.mean().item() - 2 / 1.01) < 0.03
+    (True, True)
+
+    Source: Del Moral, Doucet & Jasra (2006), section 3.1; Zhou, Johansen & Aston (2016) for the effective sample size
+    of the increment; Lee & Whiteley (2018), equation 12, for the variance.
+    """
+    name = "smc.tempered"
+    parts, bounded = paths.path(name, log_density, reference, log_prior, log_likelihood)
+    if not bounded:
+        raise core.bad_type(name, "reference", reference, "a function", "A path from 0 needs what particles come from")
+    settings = moves_of.as_move(name, move, moves, max_moves, acceptance, step_size)
+    metropolis.check_callable(name, scheme=scheme, **({} if sample_prior is None else {"sample_prior": sample_prior}))
+    core.check_whole(name, least=2, particles=particles)
+    share = known_number(name, "target", target, lambda x: 0 < x < 1, "a share between 0 and 1")
+    ladder = None if inverse_temperatures is None else _as_ladder(name, inverse_temperatures)
+    tilts_of = jax.vmap(lambda position: parts(position)[1])
+
+    def init(position: Any, key: core.Key) -> TemperedState:
+        key = core.as_key(key, name)
+        if position is None:
+            if sample_prior is None:
+                todo = "Give sample_prior, or positions to init"
+                raise core.bad_type(name, "sample_prior", "None", "a function where init has no positions", todo)
+            position = jax.vmap(sample_prior)(core.chain_keys(key, jnp.arange(particles)))
+        number = _number(name, position)
+        dtype = jax.eval_shape(tilts_of, position).dtype
+        size = core.size(position) // number
+        return TemperedState(
+            population=_equal(position, number, jnp.zeros((), dtype)),
+            inverse_temperature=jnp.zeros((), dtype),
+            log_evidence_variance=jnp.where(scheme is multinomial, jnp.zeros((), dtype), jnp.nan),
+            step_size=settings.first_step_size(size).astype(dtype),
+            eves=jnp.arange(number, dtype=jnp.int32),
+            steps=jnp.int32(0),
+        )
+
+    def step(key: core.Key, state: TemperedState) -> tuple[TemperedState, TemperedInfo]:
+        key = core.as_key(key, name)
+        old, number = state.inverse_temperature, state.population.num_particles
+        tilts = tilts_of(state.position)
+        if ladder is None:
+            beta = _next(tilts, old, share.astype(tilts.dtype))
+        else:
+            beta = ladder.astype(tilts.dtype)[jnp.minimum(state.steps, ladder.size - 1)]
+        # The difference as it is rounded, so that what is gained at all temperatures is what the last one has.
+        gains = paths.tempered(jnp.zeros_like(tilts), beta - old, tilts)
+        log_evidence = state.log_evidence + total_mass(gains - math.log(number))
+        weights = shares(gains, 1)
+        ancestors = scheme(core.fold(key, 0), gains, number)
+        chosen = jax.tree.map(lambda leaf: leaf[ancestors], state.position)
+
+        def density(position: Any) -> jax.Array:
+            base, tilt = parts(position)
+            return paths.tempered(base, beta, tilt)
+
+        metric = moves_of.metric_of(state.position, weights) if settings.tunes_metric else None
+        moved = moves_of.go(settings, core.fold(key, 1), density, chosen, state.step_size, metric)
+        variance = _variance(weights, state.eves, state.steps) if scheme is multinomial else jnp.nan
+        new = TemperedState(
+            population=_equal(moved.particles, number, log_evidence),
+            inverse_temperature=beta,
+            log_evidence_variance=jnp.asarray(variance).astype(tilts.dtype),
+            step_size=moved.step_size,
+            eves=state.eves[ancestors],
+            steps=state.steps + 1,
+        )
+        new = jax.tree.map(lambda one, other: jnp.where(state.done, one, other.astype(one.dtype)), state, new)
+        info = TemperedInfo(
+            inverse_temperature=new.inverse_temperature,
+            effective_sample_size=_share(tilts, beta - old),
+            acceptance_rate=moved.acceptance_rate,
+            num_moves=moved.number,
+            correlation=moved.correlation,
+            step_size=new.step_size,
+            log_evidence=new.log_evidence,
+        )
+        return new, info
+
+    return core.Algorithm(init, step)
+
+
+def run_tempered(
+    key: core.Key, algorithm: core.Algorithm, position: Any = None, *, max_steps: int = 100
+) -> TemperedRun:
+    """Runs `smc.tempered` until it gets to the posterior.
+
+    Args:
+      key: random key.
+      algorithm: of `smc.tempered`.
+      position: what `init` is given; None to draw particles from the prior.
+      max_steps: temperatures at most.
+
+    Returns:
+      TemperedRun, with the last state and the ladder. May be called inside `jit` and `vmap`.
+
+    Raises:
+      ValueError: if `max_steps` is not a positive integer.
+    """
+    name = "smc.run_tempered"
+    key, capacity = core.as_key(key, name), known_count(name, "max_steps", max_steps)
+    start = algorithm.init(position, core.fold(key, 0))
+    step = jax.jit(algorithm.step)
+    row = jax.eval_shape(step, key, start)[1]
+    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
+
+    def going(carry: tuple[jax.Array, TemperedState, Any]) -> jax.Array:
+        return (carry[0] < capacity) & ~carry[1].done
+
+    def once(carry: tuple[jax.Array, TemperedState, Any]) -> tuple[jax.Array, TemperedState, Any]:
+        index, state, rows = carry
+        state, info = step(core.fold(key, 1, index), state)
+        return index + 1, state, jax.tree.map(lambda all_, new: all_.at[index].set(new), rows, info)
+
+    number, state, rows = lax.while_loop(going, once, (jnp.int32(0), start, rows))
+    return TemperedRun(state, rows, number)
+
+
+def _next(tilts: jax.Array, beta: jax.Array, target: jax.Array) -> jax.Array:
+    """The next inverse temperature: where the share is the target, or 1."""
+
+    def halve(bounds: tuple[jax.Array, jax.Array], _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        near = _share(tilts, middle) >= target
+        return jnp.where(near, middle, low), jnp.where(near, high, middle)
+
+    rest = 1 - beta
+    low, _ = scan.repeat(halve, (jnp.zeros_like(beta), rest), HALVINGS)
+    # Always further, by at least one number; below the smallest normal one there may be none.
+    least = jnp.where(beta == 0, jnp.finfo(beta.dtype).tiny, jnp.nextafter(beta, jnp.ones_like(beta)))
+    possible = jnp.any(jnp.isfinite(tilts))
+    arrived = (_share(tilts, rest) >= target) | ~possible
+    return jnp.where(arrived, 1, jnp.clip(beta + low, least, 1))
+
+
+def _share(tilts: jax.Array, step: jax.Array) -> jax.Array:
+    """Effective sample size of weights `exp(step tilts)` as a share of those that are finite; 0 if there is none."""
+    finite = jnp.isfinite(tilts)
+    log_weights = jnp.where(finite, step * jnp.where(finite, tilts, 0), -jnp.inf)
+    return effective_size(log_weights) / jnp.maximum(jnp.sum(finite), 1).astype(tilts.dtype)
+
+
+def _variance(weights: jax.Array, eves: jax.Array, resamplings: jax.Array) -> jax.Array:
+    """Relative variance of the evidence from which particles are of one family, before they are resampled."""
+    number = weights.shape[0]
+    families = jnp.zeros_like(weights).at[eves].add(weights)
+    # V = 1 - (N / (N - 1))^(n + 1) (1 - sum of squares of the families' weights), without the cancellation.
+    log_ratio = (resamplings + 1).astype(weights.dtype) * math.log1p(1 / (number - 1))
+    variance = jnp.exp(log_ratio) * jnp.sum(families**2) - jnp.expm1(log_ratio)
+    return jnp.where(jnp.sum(weights) > 0, variance, jnp.nan)
+
+
+def _equal(particles: Any, number: int, log_scale: jax.Array) -> Population:
+    return Population(particles, jnp.full((number,), -math.log(number), log_scale.dtype), log_scale)
+
+
+def _number(name: str, positions: Any) -> int:
+    """How many positions there are."""
+    numbers = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(positions)}
+    if len(numbers) != 1 or not (number := numbers.pop()) or number[0] < 2:
+        got = "of leaves without one leading axis"
+        raise core.bad_value(name, "position", got, "None, or two or more positions (particle, ...)")
+    return number[0]
+
+
+def _as_ladder(name: str, inverse_temperatures: Any) -> jax.Array:
+    """Inverse temperatures as an array; raises a `ValueError` unless they are a ladder, where they are known."""
+    if isinstance(inverse_temperatures, jax.core.Tracer):
+        array, fine = core.as_float(inverse_temperatures), True
+    else:
+        with jax.ensure_compile_time_eval():
+            array = core.as_float(jnp.asarray(inverse_temperatures))
+            values = np.asarray(array, float)
+        fine = values.ndim == 1 and values.size > 0 and bool((np.diff(values, prepend=0) > 0).all()) and values[-1] == 1
+    if array.ndim != 1 or not fine:
+        got = str(inverse_temperatures) if isinstance(inverse_temperatures, (list, tuple)) else array
+        raise core.bad_value(name, "inverse_temperatures", got, "numbers above 0 that increase to 1")
+    return array

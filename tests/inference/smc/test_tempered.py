@@ -1,0 +1,294 @@
+"""Tempered sequential Monte Carlo against conjugate posteriors and evidences in closed form, computed by NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxprob.inference import mcmc, smc
+from jaxprob.inference.smc import _moves as moves_of
+
+NOISE = 0.5
+
+
+def regression(size, number, seed=0):
+    """A linear regression with a standard normal prior: its parts, log evidence, posterior mean and covariance."""
+    draw = np.random.default_rng(seed)
+    design = draw.normal(size=(number, size)) * np.linspace(0.5, 2, size)
+    values = design @ draw.normal(size=size) + NOISE * draw.normal(size=number)
+    evidence = stats.multivariate_normal(cov=design @ design.T + NOISE**2 * np.eye(number)).logpdf(values)
+    covariance = np.linalg.inv(np.eye(size) + design.T @ design / NOISE**2)
+    mean = covariance @ design.T @ values / NOISE**2
+    x, y = jnp.asarray(design, jnp.float32), jnp.asarray(values, jnp.float32)
+
+    def log_likelihood(q):
+        constant = number * np.log(NOISE * np.sqrt(2 * np.pi))
+        return -0.5 * jnp.sum((y - (x * jnp.expand_dims(q, 0)).sum(1)) ** 2) / NOISE**2 - constant
+
+    parts = {
+        "log_prior": lambda q: -0.5 * jnp.sum(q**2) - 0.5 * size * np.log(2 * np.pi),
+        "log_likelihood": log_likelihood,
+        "sample_prior": lambda key: jax.random.normal(key, (size,)),
+    }
+    return parts, evidence, mean, covariance
+
+
+def repeats(algorithm, number, seed=0, **options):
+    run = jax.jit(jax.vmap(lambda key: smc.run_tempered(key, algorithm, **options)))
+    return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), number)))
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Sixteen runs on ten dimensions."""
+    parts, evidence, mean, covariance = regression(10, 30)
+    algorithm = smc.tempered(partial(mcmc.hmc, num_integration_steps=3, jitter=0.5), **parts)
+    return repeats(algorithm, 16, max_steps=30), evidence, mean, covariance
+
+
+def test_the_evidence_of_a_regression(found):
+    run, evidence, _, _ = found
+    assert run.state.done.all()
+    estimates = run.state.log_evidence
+    assert abs(estimates.mean() - evidence) < 0.1
+    assert np.abs(estimates - evidence).max() < 5 * np.sqrt(run.state.log_evidence_variance.mean())
+
+
+def test_the_posterior_of_a_regression(found):
+    run, _, mean, covariance = found
+    # Of the runs, that are independent: how far their means are from the exact one, in its standard error.
+    means = run.state.position.mean(1)
+    z = (means.mean(0) - mean) / (means.std(0, ddof=1) / np.sqrt(len(means)))
+    assert np.abs(z).max() < 4.5  # Student's t with 15 degrees of freedom, ten times
+    draws = run.state.position.reshape(-1, 10)
+    deviations = np.sqrt(((draws - mean) ** 2).mean(0))
+    np.testing.assert_allclose(deviations, np.sqrt(np.diag(covariance)), rtol=0.03)
+    correlation = stats.pearsonr(draws[:, 0], draws[:, 1])[0]
+    assert abs(correlation - covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])) < 0.05
+
+
+def test_every_temperature_but_the_last_meets_the_target(found):
+    run, _, _, _ = found
+    for number, info in zip(run.num_steps, zip(*run.info, strict=True), strict=True):
+        info = smc.TemperedInfo(*info)
+        assert 3 < number < 30
+        assert (np.diff(info.inverse_temperature[:number]) > 0).all()
+        assert info.inverse_temperature[number - 1] == 1
+        assert not info.inverse_temperature[number:].any()
+        np.testing.assert_allclose(info.effective_sample_size[: number - 1], 0.5, rtol=0.02)
+        assert info.effective_sample_size[number - 1] >= 0.5
+        assert (info.num_moves[:number] < 30).all()
+        assert (info.correlation[:number] <= 0.1).all()
+        assert 0.65 < info.acceptance_rate[number - 1] < 0.95
+
+
+def test_a_step_weighs_its_particles_by_the_difference_of_temperatures():
+    parts, _, _, _ = regression(2, 5)
+    algorithm = smc.tempered(partial(mcmc.random_walk_metropolis, step_size=0.5), **parts, particles=256, target=0.7)
+    step = jax.jit(algorithm.step)
+    state = algorithm.init(None, jax.random.key(0))
+    log_evidence, beta = 0.0, 0.0
+    for time in range(3):
+        tilts = np.asarray(jax.vmap(parts["log_likelihood"])(state.position), float)
+        state, info = step(jax.random.key(time), state)
+        weights = np.exp((float(state.inverse_temperature) - beta) * tilts)
+        log_evidence, beta = log_evidence + np.log(weights.mean()), float(state.inverse_temperature)
+        assert beta < 1
+        assert weights.sum() ** 2 / (weights**2).sum() / 256 == pytest.approx(0.7, rel=1e-3)
+        assert float(info.effective_sample_size) == pytest.approx(0.7, rel=1e-3)
+        assert float(state.log_evidence) == pytest.approx(log_evidence, rel=1e-4)
+        assert float(state.population.log_evidence) == pytest.approx(log_evidence, rel=1e-4)
+        assert np.ptp(np.asarray(state.population.log_weights)) == 0
+
+
+def test_on_a_fixed_ladder_the_evidence_is_unbiased_and_its_variance_known():
+    parts, evidence, _, _ = regression(2, 5)
+    move = partial(mcmc.random_walk_metropolis, step_size=0.6, inverse_mass_matrix=1.0)
+    ladder = [0.01, 0.05, 0.2, 0.5, 1.0]
+    algorithm = smc.tempered(move, **parts, particles=256, inverse_temperatures=ladder, moves=4)
+    run = repeats(algorithm, 400, max_steps=10)
+    assert (run.num_steps == 5).all()
+    np.testing.assert_allclose(run.info.inverse_temperature[0, :5], ladder, rtol=1e-6)
+    logs = run.state.log_evidence.astype(float)
+    ratios = np.exp(logs - evidence)
+    error = ratios.std() / np.sqrt(ratios.size)
+    assert error < 0.03
+    assert abs(ratios.mean() - 1) < 3 * error
+    assert 0.5 < run.state.log_evidence_variance.mean() / logs.var() < 2
+
+
+def test_particles_with_an_impossible_likelihood_do_not_count():
+    # Nine in ten are impossible, which is more than a target of one half would allow of all particles.
+    least = stats.norm.ppf(0.9)
+    algorithm = smc.tempered(
+        mcmc.random_walk_metropolis,
+        log_prior=lambda x: -0.5 * x**2 - 0.5 * np.log(2 * np.pi),
+        log_likelihood=lambda x: jnp.where(x > least, 0.0, -jnp.inf),
+        sample_prior=jax.random.normal,
+        target=0.9,
+    )
+    run = repeats(algorithm, 8, max_steps=5)
+    assert (run.num_steps == 1).all()
+    assert run.state.done.all()
+    assert (run.state.position > least).all()
+    assert run.state.log_evidence.mean() == pytest.approx(np.log(0.1), abs=0.1)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_data_that_are_impossible_or_no_number_are_told_by_the_evidence(value):
+    algorithm = smc.tempered(
+        partial(mcmc.random_walk_metropolis, step_size=1.0),
+        log_prior=lambda x: -0.5 * x**2,
+        log_likelihood=lambda x: value + 0 * x,
+        sample_prior=jax.random.normal,
+        particles=8,
+    )
+    run = jax.jit(partial(smc.run_tempered, algorithm=algorithm))(jax.random.key(0))
+    assert run.state.done
+    assert run.num_steps == 1
+    np.testing.assert_equal(float(run.state.log_evidence), value)
+    assert np.isnan(run.state.log_evidence_variance)
+    assert np.isfinite(run.state.position).all()
+
+
+def test_data_that_say_very_much():
+    # A thousand standard deviations away and a million times as precise as the prior.
+    precision, value = 1e6, 3.0
+    algorithm = smc.tempered(
+        mcmc.random_walk_metropolis,
+        lambda x: -0.5 * x["x"] ** 2 - 0.5 * precision * (x["x"] - value) ** 2,
+        reference=lambda x: -0.5 * x["x"] ** 2,
+        sample_prior=lambda key: {"x": jax.random.normal(key)},
+        scheme=smc.systematic,
+    )
+    run = repeats(algorithm, 4)
+    assert run.state.done.all()
+    assert (run.num_steps > 5).all()
+    exact = -0.5 * value**2 * precision / (1 + precision) - 0.5 * np.log1p(precision)
+    assert np.abs(run.state.log_evidence - exact).max() < 0.5
+    draws = run.state.position["x"].astype(float)
+    assert abs(draws.mean() - value) < 2e-4
+    assert draws.std() == pytest.approx(1e-3, rel=0.08)
+    assert np.isnan(run.state.log_evidence_variance).all()
+
+
+def test_nothing_changes_once_it_is_done(x64):
+    algorithm = smc.tempered(
+        mcmc.mala,
+        log_prior=lambda x: -0.5 * jnp.sum(x**2),
+        log_likelihood=lambda x: -0.1 * jnp.sum(x**2),
+        particles=64,
+    )
+    positions = np.random.default_rng(0).normal(size=(32, 3))
+    state = algorithm.init(jnp.asarray(positions), jax.random.key(0))
+    step = jax.jit(algorithm.step)
+    state, _ = step(jax.random.key(1), state)
+    assert state.done
+    assert state.position.shape == (32, 3)
+    assert state.position.dtype == np.float64
+    assert state.log_evidence.dtype == np.float64
+    mean = np.log(np.exp(-0.1 * (positions**2).sum(1)).mean())
+    assert float(state.log_evidence) == pytest.approx(mean, rel=1e-12)
+    again, info = step(jax.random.key(2), state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+    assert info.inverse_temperature == 1
+    assert info.log_evidence == state.log_evidence
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_the_metric_is_the_covariance_of_the_weighted_particles(size):
+    draw = np.random.default_rng(0)
+    particles = draw.normal(size=(128, size)) @ draw.normal(size=(size, size)) + 5
+    weights = draw.dirichlet(np.ones(128))
+    weights[0], particles[0] = 0, np.nan
+    weights /= weights.sum()
+    metric = moves_of.metric_of(jnp.asarray(particles, jnp.float32), jnp.asarray(weights, jnp.float32))
+    covariance = np.cov(particles[1:].T, aweights=weights[1:], ddof=0)
+    factor = np.asarray(metric.factor)
+    if size == 3:
+        np.testing.assert_allclose(factor @ factor.T, covariance, rtol=1e-3, atol=1e-3)
+    else:
+        np.testing.assert_allclose(factor**2, np.diag(covariance), rtol=1e-3)
+
+
+def test_particles_that_are_all_the_same_leave_a_metric_that_moves():
+    metric = moves_of.metric_of(jnp.ones((64, 2)), jnp.full((64,), 1 / 64))
+    np.testing.assert_array_equal(metric.factor, np.eye(2))
+
+
+def test_a_move_is_given_only_what_it_takes():
+    free = moves_of.as_move("f", mcmc.random_walk_metropolis, 1, 9, None, None)
+    assert free.tunes_step_size
+    assert free.tunes_metric
+    assert float(free.acceptance) == pytest.approx(0.234)
+    bound = moves_of.as_move("f", partial(mcmc.mala, step_size=0.1), 1, 9, None, None)
+    assert not bound.tunes_step_size
+    assert bound.tunes_metric
+    assert float(bound.acceptance) == pytest.approx(0.574)
+    neither = moves_of.as_move("f", lambda log_density: mcmc.hmc(log_density), 1, 9, None, None)
+    assert not neither.tunes_step_size
+    assert not neither.tunes_metric
+    assert float(neither.acceptance) == pytest.approx(0.8)
+
+
+def test_moves_go_on_until_particles_have_left_their_places():
+    particles = {"a": jax.random.normal(jax.random.key(0), (400, 2)), "b": jax.random.normal(jax.random.key(1), (400,))}
+    move = moves_of.as_move("f", mcmc.random_walk_metropolis, None, 200, None, None)
+    metric = moves_of.metric_of(particles, jnp.full((400,), 1 / 400))
+    density = lambda x: -0.5 * (jnp.sum(x["a"] ** 2) + x["b"] ** 2)  # noqa: E731
+    after = {}
+    for most in (200, 3):
+        go = jax.jit(partial(moves_of.go, move._replace(number=most), log_density=density, metric=metric))
+        moved = go(jax.random.key(2), particles=particles, step_size=jnp.float32(0.1))
+        one, other = (np.column_stack([x["a"], x["b"]]) for x in (particles, moved.particles))
+        exact = max(abs(np.corrcoef(one[:, i], other[:, i])[0, 1]) for i in range(3))
+        assert float(moved.correlation) == pytest.approx(exact, abs=1e-5)
+        after[most] = moved
+    assert after[200].correlation <= 0.15 < after[3].correlation
+    assert 3 == after[3].number < after[200].number < 200
+    assert float(after[200].step_size) == pytest.approx(2.38 / np.sqrt(3), rel=0.3)
+
+
+GOOD = {"log_prior": jnp.sum, "log_likelihood": jnp.sum, "sample_prior": jax.random.normal}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"log_prior": 3}, TypeError, "log_prior is 3; expected a function"),
+        ({"log_density": jnp.sum}, TypeError, "log_density is given with a prior and a likelihood"),
+        ({"sample_prior": 3}, TypeError, "sample_prior is 3; expected a function"),
+        ({"move": 3}, TypeError, "move is 3; expected a function"),
+        ({"particles": 1}, ValueError, "particles is 1; expected a whole number, 2 or more"),
+        ({"target": 1.0}, ValueError, "target is 1.0; expected a share"),
+        ({"moves": 0}, ValueError, "moves is 0"),
+        ({"max_moves": 0}, ValueError, "max_moves is 0"),
+        ({"step_size": -1.0}, ValueError, "step_size is -1.0; expected a positive number"),
+        ({"acceptance": 2.0}, ValueError, "acceptance is 2.0"),
+        ({"inverse_temperatures": [0.5, 0.2, 1.0]}, ValueError, "increase to 1"),
+        ({"inverse_temperatures": [0.0, 1.0]}, ValueError, "increase to 1"),
+        ({"inverse_temperatures": [0.5]}, ValueError, "increase to 1"),
+        ({"scheme": 3}, TypeError, "scheme is 3; expected a function"),
+        ({"move": partial(mcmc.hmc, step_size=0.1), "step_size": 0.1}, ValueError, "expected None where"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(change, error, words):
+    with pytest.raises(error, match=words) as caught:
+        smc.tempered(**({"move": mcmc.hmc} | GOOD | change))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("smc.tempered: ")
+
+
+def test_bad_positions_and_paths_without_a_beginning_are_told_in_one_line():
+    with pytest.raises(TypeError, match="reference is None; expected a function"):
+        smc.tempered(mcmc.hmc, jnp.sum)
+    algorithm = smc.tempered(mcmc.hmc, log_prior=jnp.sum, log_likelihood=jnp.sum)
+    with pytest.raises(TypeError, match="sample_prior is None; expected a function where init has no positions"):
+        algorithm.init(None, jax.random.key(0))
+    with pytest.raises(ValueError, match="position is of leaves without one leading axis"):
+        algorithm.init({"a": jnp.zeros(3), "b": jnp.zeros((4, 2))}, jax.random.key(0))
+    with pytest.raises(ValueError, match="max_steps is 0"):
+        smc.run_tempered(jax.random.key(0), algorithm, jnp.zeros(3), max_steps=0)
