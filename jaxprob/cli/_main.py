@@ -192,7 +192,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     place = where.add_mutually_exclusive_group()
     place.add_argument("--devices", type=_positive, metavar="N", help="cut the batch over N devices")
     place.add_argument(
-        "--mesh", type=_training_mesh, metavar="data=4,model=2", help="cut batch, parameters and (time=2) sequences over devices"
+        "--mesh", type=_training_mesh, metavar="data=4,model=2", help="cut batch, parameters, sequences (time=2)"
     )
     where.add_argument("--sharding", choices=("fsdp",), help="cut large parameters over the data axis")
     _add_process_options(parser, where)

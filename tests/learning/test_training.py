@@ -353,7 +353,5 @@ def test_what_is_held_out_is_judged_by_the_validation_loss():
     )
     found = learning.evaluation(task)(jax.random.key(0), jnp.ones(()), jnp.array([1.0, 3.0]))
     assert {name: float(x) for name, x in found.items()} == {"loss": 2.0, "size": 2.0}
-    with pytest.raises(
-        TypeError, match=r"validation_loss is .*; expected a function of \(params, batch, key\)"
-    ):
+    with pytest.raises(TypeError, match=r"validation_loss is .*; expected a function of \(params, batch, key\)"):
         dataclasses.replace(task, validation_loss=lambda params: 0.0)
