@@ -72,7 +72,7 @@ class Moved(NamedTuple):
       step_size: (), adapted.
       acceptance_rate: (), mean over particles and transitions.
       number: (), int32, transitions of each particle.
-      correlation: (), with where they were, the largest in size of any scalar of a position.
+      correlation: (), with where they were, the largest in size of any scalar of a position or its squared deviation.
     """
 
     particles: Any
@@ -172,7 +172,13 @@ def _scalars(particles: Any) -> jax.Array:
 
 def _correlation(one: jax.Array, other: jax.Array) -> jax.Array:
     """The largest correlation in size of any column; 1 where there is none, as particles that agree must yet part."""
-    one, other = (x - jnp.mean(x, axis=0, keepdims=True) for x in (one, other))
+    one, other = _deviations(one), _deviations(other)
+    # Of squares as well: trajectories of mixed lengths forget signs long before they forget distances.
+    one, other = (jnp.concatenate([x, _deviations(x**2)], axis=1) for x in (one, other))
     scales = jnp.sqrt(jnp.sum(one**2, axis=0)) * jnp.sqrt(jnp.sum(other**2, axis=0))
     found = jnp.abs(jnp.sum(one * other, axis=0)) / jnp.where(scales > 0, scales, 1)
     return jnp.max(jnp.where((scales > 0) & ~jnp.isnan(found), found, 1), initial=0)
+
+
+def _deviations(columns: jax.Array) -> jax.Array:
+    return columns - jnp.mean(columns, axis=0, keepdims=True)

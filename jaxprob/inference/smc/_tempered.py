@@ -144,7 +144,7 @@ def tempered(
       target: effective sample size at each temperature, a share of the particles in (0, 1); an array or a tracer.
       inverse_temperatures: (step,), increasing to 1 from above 0: a fixed ladder instead.
       moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
-        position has a correlation above `max(0.1, 3 / sqrt(particles))` with where it was.
+        position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was.
       max_moves: at most, where `moves` is None.
       step_size: (), the first; by default what suits a standard normal law of that dimension.
       acceptance: rate the step size is adapted to; 0.234 for a random walk, 0.574 for `mcmc.mala` and `mcmc.barker`,
@@ -267,6 +267,13 @@ def run_tempered(
 
     Raises:
       ValueError: if `max_steps` is not a positive integer.
+
+    >>> from jaxprob.inference import mcmc
+    >>> parts = {"log_prior": lambda x: -0.5 * x**2, "log_likelihood": lambda x: -0.5 * (x - 4) ** 2}
+    >>> algorithm = tempered(mcmc.random_walk_metropolis, **parts)
+    >>> found = run_tempered(jax.random.key(0), algorithm, jax.random.normal(jax.random.key(1), (256,)))
+    >>> found.state.done.item(), found.info.inverse_temperature[found.num_steps - 1].item()
+    (True, 1.0)
     """
     name = "smc.run_tempered"
     key, capacity = core.as_key(key, name), known_count(name, "max_steps", max_steps)

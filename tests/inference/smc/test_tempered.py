@@ -93,8 +93,15 @@ def test_a_step_weighs_its_particles_by_the_difference_of_temperatures():
     log_evidence, beta = 0.0, 0.0
     for time in range(3):
         tilts = np.asarray(jax.vmap(parts["log_likelihood"])(state.position), float)
+        eves = np.asarray(state.eves)
         state, info = step(jax.random.key(time), state)
         weights = np.exp((float(state.inverse_temperature) - beta) * tilts)
+        # Of pairs of particles that have no forebear in common.
+        pairs = np.outer(weights, weights)[np.not_equal.outer(eves, eves)].sum() / weights.sum() ** 2
+        assert float(state.log_evidence_variance) == pytest.approx(1 - (256 / 255) ** (time + 1) * pairs, rel=0.01)
+        if time == 0:  # the variance of a mean of independent numbers
+            exact = weights.var(ddof=1) / 256 / weights.mean() ** 2
+            assert float(state.log_evidence_variance) == pytest.approx(exact, rel=0.01)
         log_evidence, beta = log_evidence + np.log(weights.mean()), float(state.inverse_temperature)
         assert beta < 1
         assert weights.sum() ** 2 / (weights**2).sum() / 256 == pytest.approx(0.7, rel=1e-3)
@@ -244,7 +251,8 @@ def test_moves_go_on_until_particles_have_left_their_places():
         go = jax.jit(partial(moves_of.go, move._replace(number=most), log_density=density, metric=metric))
         moved = go(jax.random.key(2), particles=particles, step_size=jnp.float32(0.1))
         one, other = (np.column_stack([x["a"], x["b"]]) for x in (particles, moved.particles))
-        exact = max(abs(np.corrcoef(one[:, i], other[:, i])[0, 1]) for i in range(3))
+        one, other = (np.column_stack([x, (x - x.mean(0)) ** 2]) for x in (one, other))
+        exact = max(abs(np.corrcoef(one[:, i], other[:, i])[0, 1]) for i in range(6))
         assert float(moved.correlation) == pytest.approx(exact, abs=1e-5)
         after[most] = moved
     assert after[200].correlation <= 0.15 < after[3].correlation
