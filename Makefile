@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 TEST := $(RUN) --extra examples --extra plots --extra arviz --group test --group bench
+OPTIMIZED := XLA_FLAGS=--xla_force_host_platform_device_count=8
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -15,10 +16,11 @@ demo: $(UV)      ## fit the cancer model on all local devices, write runs/demo/r
 	$(RUN) --extra examples --extra plots --extra arviz jaxprob demo
 
 test: $(UV)      ## run the tests (at most 20 minutes on two cores)
-	$(TEST) pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(TEST) pytest -n $(WORKERS) --dist worksteal -m "not slow and not optimized"
+	$(OPTIMIZED) $(TEST) pytest -n $(WORKERS) --dist worksteal -m "not slow and optimized"
 
 test-all: $(UV)  ## run all tests, the slow ones too, on code that XLA optimizes
-	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(TEST) pytest -n $(WORKERS) --dist worksteal
+	$(OPTIMIZED) $(TEST) pytest -n $(WORKERS) --dist worksteal
 
 lint: $(UV)      ## ruff, style and format
 	$(RUN) --group test ruff check .

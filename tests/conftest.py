@@ -4,7 +4,7 @@ import itertools
 import os
 
 # Nearly all of the time of the tests is XLA's, compiling small programs that run once: simple code is ready in a third
-# of it. `make test-all` tests the code that users get.
+# of it. `make test-all` tests the code that users get, and `make test` does so for what is marked `optimized`.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0",
@@ -26,12 +26,24 @@ jax.config.update("jax_debug_key_reuse", True)
 _SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
 
 
+# Tests of bits, and of rounding: simple code rounds otherwise in a batch of another size.
+_OPTIMIZED = (
+    "tests/runtime/",
+    "tests/distributions/test_discrete.py::test_gradients_are_finite_differences_of_scipys_log_mass",
+    "tests/inference/mcmc/test_chees.py::test_devices_change_no_bit",
+    "tests/inference/mcmc/test_delayed_acceptance.py::test_an_exact_surrogate_makes_the_second_stage_idle",
+    "tests/inference/mcmc/test_interleave.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks `slow` what the list says, beside what is marked where it stands."""
+    """Marks `slow` what the list says, beside what is marked where it stands, and `optimized` what asks for bits."""
     for item in items:
         if item.nodeid in _SLOW:
             item.add_marker("slow")
+        if item.nodeid.startswith(_OPTIMIZED):
+            item.add_marker("optimized")
 
 
 _MAPS = Path("/proc/self/maps")
