@@ -6,7 +6,7 @@ all values of a key alike; one that corrects itself holds the last. Two residual
 with the same short convolution, trained on fresh sequences for the same number of steps; accuracy is that on sequences
 that were not trained on. Chance is one in the number of values.
 
-    python benchmarks/associative_recall.py [--steps 800] [--keys 4] [--writes 3] [--cores NAME ...] [--out FILE]
+    python benchmarks/associative_recall.py [--steps 600] [--seeds 1] [--keys 4] [--writes 3] [--cores NAME ...]
 
 Cores measured earlier on the same task stay in the file.
 """
@@ -97,7 +97,7 @@ def train(core, keys, writes, steps, batch, rate, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=800, help="a multiple of 100")
+    parser.add_argument("--steps", type=int, default=600, help="a multiple of 100")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--writes", type=int, default=3)

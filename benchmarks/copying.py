@@ -37,8 +37,8 @@ STEP = 1 / 64
 CORES = {
     "lru": (lambda: sequence.lru(WIDTH, state=128, radius_min=0.97, radius_max=0.999), 1, 4e-3, 3000),
     "s5": (lambda: sequence.s5(WIDTH, state=128, initialization="lin", step_min=STEP, step_max=STEP), 1, 4e-3, 3000),
-    "mamba2": (lambda: sequence.mamba2(WIDTH, state=32, heads=4, chunk=20), 2, 4e-3, 6000),
-    "min_gru": (lambda: sequence.min_gru(WIDTH, state=2 * WIDTH, horizon=40), 3, 4e-3, 12_000),
+    "mamba2": (lambda: sequence.mamba2(WIDTH, state=32, heads=4, chunk=20), 2, 4e-3, 3000),
+    "min_gru": (lambda: sequence.min_gru(WIDTH, state=2 * WIDTH, horizon=40), 3, 4e-3, 8000),
 }
 
 
@@ -76,7 +76,7 @@ def train(name, seed, steps=None):
     data = learning.data.generated(lambda key: examples(key, BATCH), seed=seed)
     result = fit(task, data, key=jax.random.key(seed), steps=steps, log_every=max(1, steps // 20), progress=None)
     seconds = time.perf_counter() - began
-    _, metrics = jax.jit(task.loss)(result.params, examples(jax.random.key(2000 + seed), 2000), None)
+    _, metrics = jax.jit(task.loss)(result.params, examples(jax.random.key(1000 + seed), 2000), None)
     return {
         "seed": seed,
         "held_out_right": float(metrics["right"]),
