@@ -96,22 +96,15 @@ def chunk(
       source: an `Indexed` source, or None with `batches`: pytree (capacity, example, ...).
     """
 
-    @jax.jit  # so that finding the shape of a row and building the loop trace it once between them
-    def one(state: learning.TrainingState, index: jax.Array) -> tuple[learning.TrainingState, dict[str, jax.Array]]:
+    def one(carry: Any, index: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         batch = jax.tree.map(lambda x: x[index], batches) if source is None else source.batch(first + index)
-        return take_step(program, key, state, first + index, batch)
-
-    def body(carry: Any) -> Any:
-        index, state, rows, _ = carry
-        state, info = one(state, index)
+        state, info = take_step(program, key, carry[0], first + index, batch)
         finite = info.pop("finite")
-        rows = {name: lax.dynamic_update_index_in_dim(rows[name], info[name], index, 0) for name in rows}
-        return index + 1, state, rows, finite
+        return (state, index + 1, finite), info
 
-    shapes = jax.eval_shape(one, state, jnp.int32(0))[1]
-    rows = {name: jnp.zeros((program.capacity,), x.dtype) for name, x in shapes.items() if name != "finite"}
-    begin = (jnp.int32(0), state, rows, jnp.bool_(True))
-    taken, state, rows, finite = lax.while_loop(lambda carry: (carry[0] < count) & carry[3], body, begin)
+    begin = state, jnp.int32(0), jnp.bool_(True)
+    # It ends early at the first step that is not finite.
+    (state, taken, finite), rows = scan.bounded(one, begin, count, program.capacity, until=lambda carry: ~carry[2])
     return Chunk(state, rows, taken, finite)
 
 

@@ -16,7 +16,11 @@ Carry = TypeVar("Carry")
 
 
 def bounded(
-    step: Callable[[Carry, jax.Array], tuple[Carry, Any]], init: Carry, count: Any, capacity: int
+    step: Callable[[Carry, jax.Array], tuple[Carry, Any]],
+    init: Carry,
+    count: Any,
+    capacity: int,
+    until: Callable[[Carry], Any] | None = None,
 ) -> tuple[Carry, Any]:
     """Runs `step` `count` times and keeps its outputs in a buffer of `capacity` rows.
 
@@ -26,10 +30,12 @@ def bounded(
       init: the first carry.
       count: number of steps, at most `capacity`; may be traced, so that it is decided at run time.
       capacity: rows of the buffer; part of the program.
+      until: `carry -> bool`, looked at before each step: once it is true there are no more. A carry that counts says
+        how many there were.
 
     Returns:
       the last carry, and the rows: a pytree like `row` whose leaves have a leading axis of `capacity`; rows from
-      `count` on are zero.
+      the last step on are zero.
 
     >>> carry, rows = bounded(lambda total, i: (total + i, total), jnp.int32(0), 3, 5)
     >>> int(carry), rows.tolist()
@@ -47,7 +53,12 @@ def bounded(
         return index + 1, carry, buffer
 
     bound = jnp.minimum(jnp.asarray(count, jnp.int32), capacity)
-    _, carry, rows = lax.while_loop(lambda state: state[0] < bound, body, (jnp.int32(0), init, rows))
+
+    def going(state: tuple[jax.Array, Carry, Any]) -> jax.Array:
+        more = state[0] < bound
+        return more if until is None else more & ~jnp.asarray(until(state[1]))
+
+    _, carry, rows = lax.while_loop(going, body, (jnp.int32(0), init, rows))
     return carry, rows
 
 

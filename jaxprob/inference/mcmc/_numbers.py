@@ -7,6 +7,8 @@ from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxprob import core
 
@@ -40,6 +42,23 @@ def known_number(
         raise core.bad_type(function, argument, value, expected) from error
     if array.ndim or not fine:
         raise core.bad_value(function, argument, array, expected)
+    return array
+
+
+def known_vector(
+    function: str, argument: str, value: Any, possible: Callable[[np.ndarray], bool], expected: str, todo: str = ""
+) -> jax.Array:
+    """Numbers as an array of one axis; what is traced is taken as it is. Arguments and errors as for `known_number`."""
+    if isinstance(value, jax.core.Tracer):
+        array, fine = core.as_float(value), True
+    else:
+        with jax.ensure_compile_time_eval():
+            array = core.as_float(jnp.asarray(value))
+            values = np.asarray(array, float)
+        fine = values.ndim == 1 and possible(values)
+    if array.ndim != 1 or not fine:
+        got = str(value) if isinstance(value, (list, tuple)) else array
+        raise core.bad_value(function, argument, got, expected, todo)
     return array
 
 

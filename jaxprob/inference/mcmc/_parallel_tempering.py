@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc._numbers import known_vector
 
 Parts = Callable[[Any], tuple[jax.Array, jax.Array]]  # `position -> (base (), tilt ())`
 
@@ -300,16 +301,10 @@ def as_ladder(name: str, inverse_temperatures: Any, bounded: bool) -> jax.Array:
     """Inverse temperatures as an array; raises a `ValueError` unless they are a ladder, where they are known."""
     least = "at least 0" if bounded else "above 0"
     expected = f"numbers that decrease from 1 and are {least}, two or more"
-    if isinstance(inverse_temperatures, jax.core.Tracer):
-        array, fine = core.as_float(inverse_temperatures), True
-    else:
-        with jax.ensure_compile_time_eval():
-            array = core.as_float(jnp.asarray(inverse_temperatures))
-            values = np.asarray(array, float)
-        fine = values.ndim == 1 and values.size > 1 and values[0] == 1 and bool((np.diff(values) < 0).all())
-        fine = fine and values[-1] >= 0 and (bounded or values[-1] > 0)
-    if array.ndim != 1 or not fine:
-        todo = "" if bounded else "A path to 0 needs a reference, or a prior and a likelihood"
-        got = str(inverse_temperatures) if isinstance(inverse_temperatures, (list, tuple)) else array
-        raise core.bad_value(name, "inverse_temperatures", got, expected, todo)
-    return array
+    todo = "" if bounded else "A path to 0 needs a reference, or a prior and a likelihood"
+
+    def fits(values: np.ndarray) -> bool:
+        down = values.size > 1 and values[0] == 1 and bool((np.diff(values) < 0).all())
+        return down and values[-1] >= 0 and (bounded or values[-1] > 0)
+
+    return known_vector(name, "inverse_temperatures", inverse_temperatures, fits, expected, todo)

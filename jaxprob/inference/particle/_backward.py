@@ -21,7 +21,6 @@ from jax import lax
 from jaxprob import core
 from jaxprob.inference.smc import FeynmanKac
 from jaxprob.inference.smc._each import each
-from jaxprob.inference.smc._feynman_kac import _add as add
 
 
 class Link(NamedTuple):
@@ -74,7 +73,7 @@ def log_probabilities(model: FeynmanKac, link: Link, target: Any) -> jax.Array:
     number = link.log_weights.shape[0]
     targets = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), target)
     kernels = each(model.log_kernel, None, number, (link.particles, targets), (link.time, link.datum))
-    return add(link.log_weights, kernels.astype(link.log_weights.dtype))
+    return multiplied(link.log_weights, kernels.astype(link.log_weights.dtype))
 
 
 def one_of(key: core.Key, log_weights: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:

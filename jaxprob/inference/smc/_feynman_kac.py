@@ -154,13 +154,13 @@ def step(
         ahead = _each(model.log_look_ahead, None, number, (before.particles,), (time, datum))
         ahead = _one_number(ahead, number, dtype)
     # What was looked ahead goes with its particle, to be taken back whatever becomes of it.
-    looked = Population((before.particles, ahead), _add(before.log_weights, ahead), 0.0)
+    looked = Population((before.particles, ahead), multiplied(before.log_weights, ahead), 0.0)
     resampled, ancestors = (adaptive() if resampler is None else resampler)(for_resampling, looked)
     previous, ahead = resampled.particles
     start, _ = _place(number, axis_name)
     particles = _each(model.transition, for_moves, number, (previous,), (time, datum), start)
     potentials = _each(model.log_potential, None, number, (previous, particles), (time, datum))
-    log_weights = _add(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
+    log_weights = multiplied(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
     increment = resampled.log_scale + total_mass(log_weights, axis_name)
     population = Population(particles, log_weights, before.log_scale + resampled.log_scale)
     info = ParticleInfo(increment, effective_size(log_weights, axis_name), ancestors)
@@ -270,7 +270,7 @@ def _one_number(potentials: Any, number: int, dtype: Any) -> jax.Array:
     return potentials.astype(dtype)
 
 
-def _add(log_weights: jax.Array, terms: jax.Array) -> jax.Array:
+def multiplied(log_weights: jax.Array, terms: jax.Array) -> jax.Array:
     """Weights times factors; what counts for nothing keeps doing so, even where a factor is infinite or NaN."""
     dead = log_weights == -jnp.inf
     return jnp.where(dead, log_weights, log_weights + jnp.where(dead, 0, terms))

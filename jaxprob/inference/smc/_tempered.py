@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
-from jaxprob.inference.mcmc._numbers import known_count, known_number
+from jaxprob.inference.mcmc._numbers import known_count, known_number, known_vector
 from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
@@ -278,19 +277,13 @@ def run_tempered(
     name = "smc.run_tempered"
     key, capacity = core.as_key(key, name), known_count(name, "max_steps", max_steps)
     start = algorithm.init(position, core.fold(key, 0))
-    step = jax.jit(algorithm.step)
-    row = jax.eval_shape(step, key, start)[1]
-    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
 
-    def going(carry: tuple[jax.Array, TemperedState, Any]) -> jax.Array:
-        return (carry[0] < capacity) & ~carry[1].done
+    def once(carry: tuple[TemperedState, jax.Array], index: jax.Array) -> tuple[tuple[TemperedState, jax.Array], Any]:
+        state, info = algorithm.step(core.fold(key, 1, index), carry[0])
+        return (state, index + 1), info
 
-    def once(carry: tuple[jax.Array, TemperedState, Any]) -> tuple[jax.Array, TemperedState, Any]:
-        index, state, rows = carry
-        state, info = step(core.fold(key, 1, index), state)
-        return index + 1, state, jax.tree.map(lambda all_, new: all_.at[index].set(new), rows, info)
-
-    number, state, rows = lax.while_loop(going, once, (jnp.int32(0), start, rows))
+    first = start, jnp.int32(0)
+    (state, number), rows = scan.bounded(once, first, capacity, capacity, until=lambda carry: carry[0].done)
     return TemperedRun(state, rows, number)
 
 
@@ -344,14 +337,8 @@ def _number(name: str, positions: Any) -> int:
 
 def _as_ladder(name: str, inverse_temperatures: Any) -> jax.Array:
     """Inverse temperatures as an array; raises a `ValueError` unless they are a ladder, where they are known."""
-    if isinstance(inverse_temperatures, jax.core.Tracer):
-        array, fine = core.as_float(inverse_temperatures), True
-    else:
-        with jax.ensure_compile_time_eval():
-            array = core.as_float(jnp.asarray(inverse_temperatures))
-            values = np.asarray(array, float)
-        fine = values.ndim == 1 and values.size > 0 and bool((np.diff(values, prepend=0) > 0).all()) and values[-1] == 1
-    if array.ndim != 1 or not fine:
-        got = str(inverse_temperatures) if isinstance(inverse_temperatures, (list, tuple)) else array
-        raise core.bad_value(name, "inverse_temperatures", got, "numbers above 0 that increase to 1")
-    return array
+
+    def fits(values: np.ndarray) -> bool:
+        return values.size > 0 and bool((np.diff(values, prepend=0) > 0).all()) and values[-1] == 1
+
+    return known_vector(name, "inverse_temperatures", inverse_temperatures, fits, "numbers above 0 that increase to 1")
