@@ -21,6 +21,7 @@ from jax import lax
 from jaxprob import core
 from jaxprob.inference.smc import FeynmanKac
 from jaxprob.inference.smc._each import each
+from jaxprob.inference.smc._feynman_kac import multiplied
 
 
 class Link(NamedTuple):
