@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.inference import smc
 from jaxprob.inference.particle._model import Model, as_data, feynman_kac
+from jaxprob.inference.smc._population import weighted_moments
 
 
 @core.pytree
@@ -171,23 +172,7 @@ def as_argument(resampler: Any) -> Any:
 
 def moments(population: smc.Population) -> tuple[Any, Any]:
     """Mean and variance of each number of a particle, as pytrees like one; NaN without any mass."""
-    weights = population.weights
-    alive = weights > 0
-    some = jnp.any(alive)
-
-    def of(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        leaf = core.as_float(leaf)
-        dtype = core.accumulator_dtype(core.result_dtype(leaf))
-        shape = (-1,) + (1,) * (leaf.ndim - 1)
-        share, there = weights.reshape(shape).astype(dtype), alive.reshape(shape)
-        values = jnp.where(there, leaf.astype(dtype), 0)
-        mean = jnp.sum(share * values, 0)
-        variance = jnp.sum(share * (values - jnp.expand_dims(mean, 0)) ** 2, 0)
-        return tuple(jnp.where(some, x, jnp.nan).astype(leaf.dtype) for x in (mean, variance))  # type: ignore
-
-    leaves, shape = jax.tree.flatten(population.particles)
-    pairs = [of(leaf) for leaf in leaves]
-    return tuple(jax.tree.unflatten(shape, [pair[i] for pair in pairs]) for i in (0, 1))
+    return weighted_moments(population.particles, population.weights)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))

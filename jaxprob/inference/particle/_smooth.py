@@ -20,6 +20,7 @@ from jaxprob.inference.particle import _backward as backward
 from jaxprob.inference.particle._arguments import as_feynman_kac
 from jaxprob.inference.particle._backward import BackwardInfo, Link, take
 from jaxprob.inference.smc import Population
+from jaxprob.inference.smc._population import weighted_moments
 from jaxprob.inference.smc._resampling import shares
 
 METHODS = ("backward", "rejection", "mcmc", "paris", "genealogy", "fixed_lag")
@@ -135,7 +136,7 @@ def smooth(
         weights = counts / count
     trajectories = jax.tree.map(lambda leaf: jnp.swapaxes(jax.vmap(lambda x, i: x[i])(leaf, index), 0, 1), states)
     weights = jnp.where(found.failed_at < 0, weights, jnp.nan)
-    mean, variance = _moments(states, weights)
+    mean, variance = jax.vmap(weighted_moments)(states, weights)
     return Smoothed(trajectories, mean, variance, found.log_likelihood, found.failed_at, info)
 
 
@@ -228,23 +229,3 @@ def _fixed_lag(
         return backward.one_of(core.fold(key, time), jnp.log(weights), (draws,)), weights
 
     return jax.vmap(of_time)(jnp.arange(steps))
-
-
-def _moments(states: Any, weights: jax.Array) -> tuple[Any, Any]:
-    """Means and variances (time, ...) of states (time, particle, ...) by weights (time, particle)."""
-
-    def share(leaf: jax.Array) -> jax.Array:
-        dtype = core.accumulator_dtype(core.as_float(leaf).dtype)
-        return weights.reshape(weights.shape + (1,) * (leaf.ndim - 2)).astype(dtype)
-
-    def known(leaf: jax.Array) -> jax.Array:
-        # A particle of weight zero does not count, infinite or not.
-        return jnp.where(share(leaf) == 0, 0, core.as_float(leaf).astype(share(leaf).dtype))
-
-    def spread(leaf: jax.Array, mean: jax.Array) -> jax.Array:
-        return jnp.sum(share(leaf) * (known(leaf) - jnp.expand_dims(mean, 1)) ** 2, axis=1)
-
-    means = jax.tree.map(lambda leaf: jnp.sum(share(leaf) * known(leaf), axis=1), states)
-    variances = jax.tree.map(spread, states, means)
-    like = lambda found, leaf: found.astype(core.as_float(leaf).dtype)  # noqa: E731
-    return jax.tree.map(like, means, states), jax.tree.map(like, variances, states)

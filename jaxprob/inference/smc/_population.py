@@ -143,6 +143,34 @@ def _sum(terms: jax.Array, axis_name: str | None) -> jax.Array:
     return total if axis_name is None else lax.psum(total, axis_name)
 
 
+def weighted_moments(particles: Any, weights: jax.Array) -> tuple[Any, Any]:
+    """Mean and variance of each number of weighted particles.
+
+    Args:
+      particles: pytree (particle, ...). One of weight zero does not count, infinite or not.
+      weights: (particle,), which sum to one.
+
+    Returns:
+      two pytrees like one particle; NaN where no weight is positive.
+    """
+    alive = weights > 0
+    some = jnp.any(alive)
+
+    def of(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        leaf = core.as_float(leaf)
+        dtype = core.accumulator_dtype(core.result_dtype(leaf))
+        shape = (-1,) + (1,) * (leaf.ndim - 1)
+        share, there = weights.reshape(shape).astype(dtype), alive.reshape(shape)
+        values = jnp.where(there, leaf.astype(dtype), 0)
+        mean = jnp.sum(share * values, 0)
+        variance = jnp.sum(share * (values - jnp.expand_dims(mean, 0)) ** 2, 0)
+        return tuple(jnp.where(some, x, jnp.nan).astype(leaf.dtype) for x in (mean, variance))  # type: ignore
+
+    leaves, shape = jax.tree.flatten(particles)
+    pairs = [of(leaf) for leaf in leaves]
+    return tuple(jax.tree.unflatten(shape, [pair[i] for pair in pairs]) for i in (0, 1))
+
+
 def spawn(key: core.Key, program: Callable[[core.Key], Any], num_particles: int) -> Population:
     """A population of independent draws, each of weight `1 / num_particles`.
 
