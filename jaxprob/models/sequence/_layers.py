@@ -24,9 +24,10 @@ def own(weights: jax.Array, x: jax.Array) -> jax.Array:
 
     The gradient of W is then a product of each sequence, and their sum. Without that it is one product over all times
     of all sequences, before which XLA transposes the cotangents, and on CPU that takes several times as long as all the
-    products: a gradient of `Linear` took three times as long. XLA removes the selection, and copies no matrix.
+    products: a gradient of `Linear` took three times as long. XLA removes the selection and copies the matrix for each
+    sequence, which is little beside a long one.
     """
-    # Not for short sequences, where the matrices would be larger than what they multiply.
+    # Not for short sequences, where the copies would be larger than what they multiply.
     if platform() != "cpu" or x.ndim != 2 or x.shape[0] < 2 * min(weights.shape):
         return weights
     other = jnp.broadcast_to(x[:1, :1].astype(weights.dtype), weights.shape)
