@@ -83,8 +83,9 @@ def log_joint(group: Group, log_probs: dict[str, jax.Array], names: tuple[str, .
 
 
 def log_sum(group: Group, log_probs: dict[str, jax.Array]) -> jax.Array:
-    """Log density of the group's dependents with the group summed out: scalar."""
-    return jnp.sum(core.logsumexp(log_joint(group, log_probs, group.names + group.dependents), axis=0))
+    """Log density of the group's dependents that are given, with the group summed out: scalar."""
+    names = group.names + tuple(name for name in group.dependents if name in log_probs)
+    return jnp.sum(core.logsumexp(log_joint(group, log_probs, names), axis=0))
 
 
 def log_likelihood(group: Group, log_probs: dict[str, jax.Array], observed: Any) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -79,6 +80,48 @@ class Posterior:
         terms = [_groups.log_sum(group, found) for group, found in zip(self.groups, inside, strict=True)]
         terms += [jnp.sum(log_prob) for log_prob in outside.values()]
         return _sites.total([*terms, *log_dets.values()])
+
+    def split_log_density(self, position: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        """The two parts of `log_density`: that of the latent quantities, and that of the data given them.
+
+        What tempering, annealing and evidence need. The first is normalised on unconstrained space, and `sample_prior`
+        draws from it; sites that were given a value by `substitute` count as data, discrete sites that are summed out
+        are summed out of both.
+
+        Args:
+          position: name to unconstrained array.
+
+        Returns:
+          log prior and log likelihood, scalars.
+
+        Raises:
+          ValueError: as `log_density`.
+        """
+        inside, (outside, log_dets) = _scoring.scores(self, position)
+        prior, likelihood = list(log_dets.values()), []
+        for group, found in zip(self.groups, inside, strict=True):
+            known = [name for name in found if name not in log_dets and name not in group.names]
+            prior.append(_groups.log_sum(group, {n: x for n, x in found.items() if n not in known}))
+            likelihood += _groups.log_likelihood(group, found, known).values()
+        for name, log_prob in outside.items():
+            (prior if name in log_dets else likelihood).append(log_prob)
+        return _sites.total([jnp.sum(x) for x in prior]), _sites.total([jnp.sum(x) for x in likelihood])
+
+    def sample_prior(self, key: core.Key) -> dict[str, jax.Array]:
+        """A position drawn from the prior, that is from the first part of `split_log_density`.
+
+        A value that was rounded onto the border of its support is given the position nearest to it that can be told
+        from the border.
+        """
+        key = core.as_key(key, "sample_prior")
+        values = _program.simulate(self.program, key, self.data)
+        position = self.unconstrain({name: values[name] for name in self._latents("sample_prior")})
+
+        def inside(u: jax.Array) -> jax.Array:
+            info = jnp.finfo(u.dtype)
+            return jnp.nan_to_num(u, nan=jnp.nan, posinf=-math.log(info.eps), neginf=math.log(info.tiny))
+
+        return jax.tree.map(inside, position)
 
     def initial(self, key: core.Key) -> dict[str, jax.Array]:
         """A position to start from: uniform on (-2, 2) in unconstrained space, as Stan does.

@@ -211,3 +211,21 @@ def observed_only(n):
 def test_what_cannot_be_summed_out(body, names, y, pattern):
     with pytest.raises(ValueError, match=f"condition: marginalize is .*{pattern}"):
         models.joint(body)(4).condition(y=y, marginalize=names)
+
+
+def test_both_parts_of_a_log_density_have_the_group_summed_out():
+    @models.joint
+    def model(y):
+        mu = yield "mu", Normal(jnp.zeros(3), 3.0)
+        z = yield "z", Categorical(jnp.broadcast_to(jnp.asarray(WEIGHTS), (len(y), 3)))
+        x = yield "x", Normal(mu[z], 1.0)  # a latent quantity that depends on what is summed out
+        yield "y", Normal(x + z.astype(x.dtype), 0.5)
+
+    posterior = model(Y).condition(y=Y, marginalize="z")
+    x = np.array([0.3, 1.0, -0.5, 2.0])
+    prior, likelihood = posterior.split_log_density({"mu": jnp.asarray(MU), "x": jnp.asarray(x)})
+    latent = np.log(WEIGHTS) + st.norm.logpdf(x[:, None], MU, 1)
+    whole = latent + st.norm.logpdf(Y[:, None], x[:, None] + np.arange(3), 0.5)
+    before = scipy.special.logsumexp(latent, axis=1).sum()
+    np.testing.assert_allclose(prior, st.norm.logpdf(MU, 0, 3).sum() + before, rtol=1e-5)
+    np.testing.assert_allclose(likelihood, scipy.special.logsumexp(whole, axis=1).sum() - before, rtol=1e-5)

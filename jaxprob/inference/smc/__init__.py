@@ -27,11 +27,11 @@ from jaxprob.inference.smc._resampling import residual as residual
 from jaxprob.inference.smc._resampling import ssp as ssp
 from jaxprob.inference.smc._resampling import stratified as stratified
 from jaxprob.inference.smc._resampling import systematic as systematic
+from jaxprob.inference.smc._run import SamplerRun as SamplerRun
+from jaxprob.inference.smc._run import run_sampler as run_sampler
 from jaxprob.inference.smc._sharded import sharded as sharded
 from jaxprob.inference.smc._tempered import TemperedInfo as TemperedInfo
-from jaxprob.inference.smc._tempered import TemperedRun as TemperedRun
 from jaxprob.inference.smc._tempered import TemperedState as TemperedState
-from jaxprob.inference.smc._tempered import run_tempered as run_tempered
 from jaxprob.inference.smc._tempered import tempered as tempered
 from jaxprob.inference.smc._transport import Transport as Transport
 from jaxprob.inference.smc._transport import optimal_transport as optimal_transport

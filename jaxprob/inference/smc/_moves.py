@@ -18,12 +18,16 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc._hmc import hmc
 from jaxprob.inference.mcmc._langevin import barker, mala
 from jaxprob.inference.mcmc._metric import Metric, from_covariance
 from jaxprob.inference.mcmc._numbers import known_count, known_number
 from jaxprob.inference.mcmc._random_walk import random_walk_metropolis
 
 PER_SCALAR = 10  # particles for each scalar of a position from which all of the covariance is learnt
+
+# Trajectories of mixed lengths: with the metric of the particles every scalar has one period, and one length resonates.
+HAMILTONIAN = functools.partial(hmc, num_integration_steps=4, jitter=0.5)
 
 # The best acceptance rate of each kernel as dimensions grow, and its step there on a standard normal law: the factor
 # and the power of the dimension.

@@ -20,10 +20,11 @@ import numpy as np
 from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
-from jaxprob.inference.mcmc._numbers import known_count, known_number, known_vector
+from jaxprob.inference.mcmc._numbers import known_number, known_vector
 from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
+from jaxprob.inference.smc._target import as_path, first_particles, posterior_may_follow
 
 HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
 
@@ -86,30 +87,17 @@ class TemperedInfo(NamedTuple):
     log_evidence: jax.Array
 
 
-class TemperedRun(NamedTuple):
-    """A run of `smc.run_tempered`.
-
-    Attributes:
-      state: the last; `state.done` says whether it got to the posterior.
-      info: `TemperedInfo` of each temperature (max_steps,), zero from `num_steps` on.
-      num_steps: (), int32, temperatures taken.
-    """
-
-    state: TemperedState
-    info: TemperedInfo
-    num_steps: jax.Array
-
-
+@posterior_may_follow
 def tempered(
-    move: Callable[..., core.Algorithm],
-    log_density: core.LogDensity | None = None,
+    posterior: Any = None,
     *,
+    move: Callable[..., core.Algorithm] = moves_of.HAMILTONIAN,
     particles: int = 1024,
     reference: core.LogDensity | None = None,
     log_prior: core.LogDensity | None = None,
     log_likelihood: core.LogDensity | None = None,
     sample_prior: Callable[[core.Key], Any] | None = None,
-    target: Any = 0.5,
+    effective_sample_size: Any = 0.5,
     inverse_temperatures: Any = None,
     moves: int | None = None,
     max_moves: int = 100,
@@ -120,9 +108,9 @@ def tempered(
     """Sequential Monte Carlo from a prior to a posterior, one temperature a step.
 
     The log density at beta is `log_prior + beta log_likelihood`, or `(1 - beta) reference + beta log_density`. A step
-    goes to the beta' at which the weights `exp((beta' - beta) log_likelihood)` have an effective sample size of
-    `target`, multiplies the evidence by their mean, resamples, and moves every particle at beta'. What it returns is
-    equally weighted.
+    goes to the beta' at which the weights `exp((beta' - beta) log_likelihood)` have a given effective sample size,
+    multiplies the evidence by their mean, resamples, and moves every particle at beta'. What it returns is equally
+    weighted.
 
     Hamiltonian moves of a fixed length resonate with the particles' own metric, in which every scalar has one period:
     give `mcmc.hmc` a `jitter`, say 0.5.
@@ -131,16 +119,19 @@ def tempered(
     leave a bias of the order of 1 / particles.
 
     Args:
-      move: `log_density -> Algorithm`. Where it takes a `step_size` or an `inverse_mass_matrix` that no
-        `functools.partial` has bound it is given one: a `mcmc.Metric` of the covariance of the particles (of variances
-        alone where there are fewer than 10 particles a scalar), and a step size adapted to `acceptance`.
-      log_density: `position -> scalar`, of the target, with `reference`; or give `log_prior` and `log_likelihood`.
-      particles: how many `sample_prior` draws.
+      posterior: a conditioned model (`program.condition(...)`), or the log density `position -> scalar` of the target,
+        with a `reference`; None with `log_prior` and `log_likelihood`.
+      move: `log_density -> Algorithm`; Hamiltonian Monte Carlo by default. Where it takes a `step_size` or an
+        `inverse_mass_matrix` that no `functools.partial` has bound it is given one: a `mcmc.Metric` of the covariance
+        of the particles (of variances alone where there are fewer than 10 particles a scalar), and a step size adapted
+        to `acceptance`.
+      particles: how many are drawn from the prior.
       reference: `position -> scalar`, normalised, what particles are drawn from.
       log_prior: `position -> scalar`, normalised for the evidence to be one.
       log_likelihood: `position -> scalar`; -inf where the data are impossible.
-      sample_prior: `key -> position`, a draw from the prior or the reference; without it `init` is given draws.
-      target: effective sample size at each temperature, a share of the particles in (0, 1); an array or a tracer.
+      sample_prior: `key -> position`, a draw from the prior or the reference; a posterior has its own, and without any
+        `init` is given draws.
+      effective_sample_size: at each temperature, a share of the particles in (0, 1); an array or a tracer.
       inverse_temperatures: (step,), increasing to 1 from above 0: a fixed ladder instead.
       moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
         position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was.
@@ -153,22 +144,23 @@ def tempered(
 
     Returns:
       Algorithm whose state is a `TemperedState` and whose info is a `TemperedInfo`. `init(None, key)` draws particles;
-      `init(positions, key)` takes those given, with a leading axis (particle, ...).
+      `init(positions, key)` takes those given, with a leading axis (particle, ...). Without any density a
+      `functools.partial` with the options, which waits for one: `jaxprob.sample(..., algorithm=smc.tempered())`.
 
     Raises:
-      TypeError: if a function is none, or if not exactly one of `log_density` and the pair of prior and likelihood is
+      TypeError: if a function is none, or if not exactly one of `posterior` and the pair of prior and likelihood is
         given.
       ValueError: for a number that is out of range or inverse temperatures that are no ladder.
 
-    >>> from functools import partial
     >>> from jaxprob.inference import mcmc
+    >>> from jaxprob.inference.smc import run_sampler
     >>> algorithm = tempered(
-    ...     mcmc.random_walk_metropolis,
+    ...     move=mcmc.random_walk_metropolis,
     ...     log_prior=lambda x: -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi),
     ...     log_likelihood=lambda x: -50 * (x - 2) ** 2,
     ...     sample_prior=jax.random.normal,
     ... )
-    >>> found = run_tempered(jax.random.key(0), algorithm)
+    >>> found = run_sampler(jax.random.key(0), algorithm)
     >>> bool(found.state.done), abs(found.state.position.mean().item() - 2 / 1.01) < 0.03
     (True, True)
 
@@ -176,31 +168,23 @@ def tempered(
     of the increment; Lee & Whiteley (2018), equation 12, for the variance.
     """
     name = "smc.tempered"
-    parts, bounded = paths.path(name, log_density, reference, log_prior, log_likelihood)
-    if not bounded:
-        raise core.bad_type(name, "reference", reference, "a function", "A path from 0 needs what particles come from")
     settings = moves_of.as_move(name, move, moves, max_moves, acceptance, step_size)
-    metropolis.check_callable(name, scheme=scheme, **({} if sample_prior is None else {"sample_prior": sample_prior}))
+    metropolis.check_callable(name, scheme=scheme)
     core.check_whole(name, least=2, particles=particles)
-    share = known_number(name, "target", target, lambda x: 0 < x < 1, "a share between 0 and 1")
+    between = "a share between 0 and 1"
+    share = known_number(name, "effective_sample_size", effective_sample_size, lambda x: 0 < x < 1, between)
     ladder = None if inverse_temperatures is None else _as_ladder(name, inverse_temperatures)
-    tilts_of = jax.vmap(lambda position: parts(position)[1])
+    path = as_path(name, posterior, reference, log_prior, log_likelihood, sample_prior)
+    parts, tilts_of = path.parts, jax.vmap(lambda position: path.parts(position)[1])
 
     def init(position: Any, key: core.Key) -> TemperedState:
-        key = core.as_key(key, name)
-        if position is None:
-            if sample_prior is None:
-                todo = "Give sample_prior, or positions to init"
-                raise core.bad_type(name, "sample_prior", "None", "a function where init has no positions", todo)
-            position = jax.vmap(sample_prior)(core.chain_keys(key, jnp.arange(particles)))
-        number = _number(name, position)
+        position, number = first_particles(name, path, position, particles, core.as_key(key, name))
         dtype = jax.eval_shape(tilts_of, position).dtype
-        size = core.size(position) // number
         return TemperedState(
             population=_equal(position, number, jnp.zeros((), dtype)),
             inverse_temperature=jnp.zeros((), dtype),
             log_evidence_variance=jnp.where(scheme is multinomial, jnp.zeros((), dtype), jnp.nan),
-            step_size=settings.first_step_size(size).astype(dtype),
+            step_size=settings.first_step_size(core.size(position) // number).astype(dtype),
             eves=jnp.arange(number, dtype=jnp.int32),
             steps=jnp.int32(0),
         )
@@ -250,43 +234,6 @@ def tempered(
     return core.Algorithm(init, step)
 
 
-def run_tempered(
-    key: core.Key, algorithm: core.Algorithm, position: Any = None, *, max_steps: int = 100
-) -> TemperedRun:
-    """Runs `smc.tempered` until it gets to the posterior.
-
-    Args:
-      key: random key.
-      algorithm: of `smc.tempered`.
-      position: what `init` is given; None to draw particles from the prior.
-      max_steps: temperatures at most.
-
-    Returns:
-      TemperedRun, with the last state and the ladder. May be called inside `jit` and `vmap`.
-
-    Raises:
-      ValueError: if `max_steps` is not a positive integer.
-
-    >>> from jaxprob.inference import mcmc
-    >>> parts = {"log_prior": lambda x: -0.5 * x**2, "log_likelihood": lambda x: -0.5 * (x - 4) ** 2}
-    >>> algorithm = tempered(mcmc.random_walk_metropolis, **parts)
-    >>> found = run_tempered(jax.random.key(0), algorithm, jax.random.normal(jax.random.key(1), (256,)))
-    >>> found.state.done.item(), found.info.inverse_temperature[found.num_steps - 1].item()
-    (True, 1.0)
-    """
-    name = "smc.run_tempered"
-    key, capacity = core.as_key(key, name), known_count(name, "max_steps", max_steps)
-    start = algorithm.init(position, core.fold(key, 0))
-
-    def once(carry: tuple[TemperedState, jax.Array], index: jax.Array) -> tuple[tuple[TemperedState, jax.Array], Any]:
-        state, info = algorithm.step(core.fold(key, 1, index), carry[0])
-        return (state, index + 1), info
-
-    first = start, jnp.int32(0)
-    (state, number), rows = scan.bounded(once, first, capacity, capacity, until=lambda carry: carry[0].done)
-    return TemperedRun(state, rows, number)
-
-
 def _next(tilts: jax.Array, beta: jax.Array, target: jax.Array) -> jax.Array:
     """The next inverse temperature: where the share is the target, or 1."""
 
@@ -324,15 +271,6 @@ def _variance(weights: jax.Array, eves: jax.Array, resamplings: jax.Array) -> ja
 
 def _equal(particles: Any, number: int, log_scale: jax.Array) -> Population:
     return Population(particles, jnp.full((number,), -math.log(number), log_scale.dtype), log_scale)
-
-
-def _number(name: str, positions: Any) -> int:
-    """How many positions there are."""
-    numbers = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(positions)}
-    if len(numbers) != 1 or not (number := numbers.pop()) or number[0] < 2:
-        got = "of leaves without one leading axis"
-        raise core.bad_value(name, "position", got, "None, or two or more positions (particle, ...)")
-    return number[0]
 
 
 def _as_ladder(name: str, inverse_temperatures: Any) -> jax.Array:

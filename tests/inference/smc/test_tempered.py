@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxprob import models
+from jaxprob.distributions import Bernoulli, Beta, HalfNormal, Normal
 from jaxprob.inference import mcmc, smc
 from jaxprob.inference.smc import _moves as moves_of
 
@@ -37,7 +39,7 @@ def regression(size, number, seed=0):
 
 
 def repeats(algorithm, number, seed=0, **options):
-    run = jax.jit(jax.vmap(lambda key: smc.run_tempered(key, algorithm, **options)))
+    run = jax.jit(jax.vmap(lambda key: smc.run_sampler(key, algorithm, **options)))
     return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), number)))
 
 
@@ -45,7 +47,7 @@ def repeats(algorithm, number, seed=0, **options):
 def found():
     """Sixteen runs on ten dimensions."""
     parts, evidence, mean, covariance = regression(10, 30)
-    algorithm = smc.tempered(partial(mcmc.hmc, num_integration_steps=3, jitter=0.5), **parts)
+    algorithm = smc.tempered(move=partial(mcmc.hmc, num_integration_steps=3, jitter=0.5), **parts)
     return repeats(algorithm, 16, max_steps=30), evidence, mean, covariance
 
 
@@ -87,7 +89,8 @@ def test_every_temperature_but_the_last_meets_the_target(found):
 
 def test_a_step_weighs_its_particles_by_the_difference_of_temperatures():
     parts, _, _, _ = regression(2, 5)
-    algorithm = smc.tempered(partial(mcmc.random_walk_metropolis, step_size=0.5), **parts, particles=256, target=0.7)
+    move = partial(mcmc.random_walk_metropolis, step_size=0.5)
+    algorithm = smc.tempered(move=move, **parts, particles=256, effective_sample_size=0.7)
     step = jax.jit(algorithm.step)
     state = algorithm.init(None, jax.random.key(0))
     log_evidence, beta = 0.0, 0.0
@@ -115,7 +118,7 @@ def test_on_a_fixed_ladder_the_evidence_is_unbiased_and_its_variance_known():
     parts, evidence, _, _ = regression(2, 5)
     move = partial(mcmc.random_walk_metropolis, step_size=0.6, inverse_mass_matrix=1.0)
     ladder = [0.01, 0.05, 0.2, 0.5, 1.0]
-    algorithm = smc.tempered(move, **parts, particles=256, inverse_temperatures=ladder, moves=4)
+    algorithm = smc.tempered(move=move, **parts, particles=256, inverse_temperatures=ladder, moves=4)
     run = repeats(algorithm, 400, max_steps=10)
     assert (run.num_steps == 5).all()
     np.testing.assert_allclose(run.info.inverse_temperature[0, :5], ladder, rtol=1e-6)
@@ -128,14 +131,14 @@ def test_on_a_fixed_ladder_the_evidence_is_unbiased_and_its_variance_known():
 
 
 def test_particles_with_an_impossible_likelihood_do_not_count():
-    # Nine in ten are impossible, which is more than a target of one half would allow of all particles.
+    # Nine in ten are impossible, which is more than a share of one half would allow of all particles.
     least = stats.norm.ppf(0.9)
     algorithm = smc.tempered(
-        mcmc.random_walk_metropolis,
+        move=mcmc.random_walk_metropolis,
         log_prior=lambda x: -0.5 * x**2 - 0.5 * np.log(2 * np.pi),
         log_likelihood=lambda x: jnp.where(x > least, 0.0, -jnp.inf),
         sample_prior=jax.random.normal,
-        target=0.9,
+        effective_sample_size=0.9,
     )
     run = repeats(algorithm, 8, max_steps=5)
     assert (run.num_steps == 1).all()
@@ -147,13 +150,13 @@ def test_particles_with_an_impossible_likelihood_do_not_count():
 @pytest.mark.parametrize("value", [-np.inf, np.nan])
 def test_data_that_are_impossible_or_no_number_are_told_by_the_evidence(value):
     algorithm = smc.tempered(
-        partial(mcmc.random_walk_metropolis, step_size=1.0),
+        move=partial(mcmc.random_walk_metropolis, step_size=1.0),
         log_prior=lambda x: -0.5 * x**2,
         log_likelihood=lambda x: value + 0 * x,
         sample_prior=jax.random.normal,
         particles=8,
     )
-    run = jax.jit(partial(smc.run_tempered, algorithm=algorithm))(jax.random.key(0))
+    run = jax.jit(partial(smc.run_sampler, algorithm=algorithm))(jax.random.key(0))
     assert run.state.done
     assert run.num_steps == 1
     np.testing.assert_equal(float(run.state.log_evidence), value)
@@ -165,8 +168,8 @@ def test_data_that_say_very_much():
     # A thousand standard deviations away and a million times as precise as the prior.
     precision, value = 1e6, 3.0
     algorithm = smc.tempered(
-        mcmc.random_walk_metropolis,
         lambda x: -0.5 * x["x"] ** 2 - 0.5 * precision * (x["x"] - value) ** 2,
+        move=mcmc.random_walk_metropolis,
         reference=lambda x: -0.5 * x["x"] ** 2,
         sample_prior=lambda key: {"x": jax.random.normal(key)},
         scheme=smc.systematic,
@@ -184,7 +187,7 @@ def test_data_that_say_very_much():
 
 def test_nothing_changes_once_it_is_done(x64):
     algorithm = smc.tempered(
-        mcmc.mala,
+        move=mcmc.mala,
         log_prior=lambda x: -0.5 * jnp.sum(x**2),
         log_likelihood=lambda x: -0.1 * jnp.sum(x**2),
         particles=64,
@@ -267,11 +270,11 @@ GOOD = {"log_prior": jnp.sum, "log_likelihood": jnp.sum, "sample_prior": jax.ran
     ("change", "error", "words"),
     [
         ({"log_prior": 3}, TypeError, "log_prior is 3; expected a function"),
-        ({"log_density": jnp.sum}, TypeError, "log_density is given with a prior and a likelihood"),
+        ({"posterior": jnp.sum}, TypeError, "posterior is given with a prior and a likelihood"),
         ({"sample_prior": 3}, TypeError, "sample_prior is 3; expected a function"),
         ({"move": 3}, TypeError, "move is 3; expected a function"),
         ({"particles": 1}, ValueError, "particles is 1; expected a whole number, 2 or more"),
-        ({"target": 1.0}, ValueError, "target is 1.0; expected a share"),
+        ({"effective_sample_size": 1.0}, ValueError, "effective_sample_size is 1.0; expected a share"),
         ({"moves": 0}, ValueError, "moves is 0"),
         ({"max_moves": 0}, ValueError, "max_moves is 0"),
         ({"step_size": -1.0}, ValueError, "step_size is -1.0; expected a positive number"),
@@ -292,11 +295,47 @@ def test_bad_arguments_are_told_in_one_line(change, error, words):
 
 def test_bad_positions_and_paths_without_a_beginning_are_told_in_one_line():
     with pytest.raises(TypeError, match="reference is None; expected a function"):
-        smc.tempered(mcmc.hmc, jnp.sum)
-    algorithm = smc.tempered(mcmc.hmc, log_prior=jnp.sum, log_likelihood=jnp.sum)
+        smc.tempered(jnp.sum)
+    algorithm = smc.tempered(log_prior=jnp.sum, log_likelihood=jnp.sum)
     with pytest.raises(TypeError, match="sample_prior is None; expected a function where init has no positions"):
         algorithm.init(None, jax.random.key(0))
     with pytest.raises(ValueError, match="position is of leaves without one leading axis"):
         algorithm.init({"a": jnp.zeros(3), "b": jnp.zeros((4, 2))}, jax.random.key(0))
     with pytest.raises(ValueError, match="max_steps is 0"):
-        smc.run_tempered(jax.random.key(0), algorithm, jnp.zeros(3), max_steps=0)
+        smc.run_sampler(jax.random.key(0), algorithm, jnp.zeros(3), max_steps=0)
+
+
+@models.joint
+def two_groups(y):
+    scale = yield "scale", HalfNormal(1.0)
+    mean = yield "mean", Normal(0.0, 2.0)
+    rate = yield "rate", Beta(2.0, 2.0)
+    which = yield "which", Bernoulli(jnp.full(len(y), rate))
+    yield "y", Normal(jnp.where(which == 1, mean, 0.0), scale)
+
+
+def test_a_conditioned_model_is_a_target_by_itself():
+    y = np.array([0.2, -0.3, 2.1, 1.7, 0.1])
+    posterior = two_groups(y).condition(y=y, marginalize="which")
+
+    def integrand(scale, mean, rate):
+        one, other = stats.norm.pdf(y, mean, scale), stats.norm.pdf(y, 0, scale)
+        prior = stats.halfnorm.pdf(scale) * stats.norm.pdf(mean, 0, 2) * stats.beta.pdf(rate, 2, 2)
+        return prior * np.prod(rate * one + (1 - rate) * other)
+
+    scales, means, rates = np.linspace(0.02, 5, 120), np.linspace(-8, 8, 161), np.linspace(0.005, 0.995, 40)
+    values = np.array([[[integrand(s, m, r) for r in rates] for m in means] for s in scales])
+    exact = np.log(values.sum() * np.diff(scales)[0] * np.diff(means)[0] * np.diff(rates)[0])
+    run = repeats(smc.tempered(posterior, particles=512), 16)
+    logs = run.state.log_evidence
+    assert run.state.done.all()
+    assert abs(logs.mean() - exact) < 0.03 + 3 * logs.std(ddof=1) / 4
+    assert logs.std(ddof=1) < 0.15
+
+
+def test_without_a_density_the_options_wait_for_one():
+    waiting = smc.tempered(particles=16)
+    state = waiting(two_groups(np.ones(2)).condition(y=np.ones(2), marginalize="which")).init(None, jax.random.key(0))
+    assert state.position["mean"].shape == (16,)
+    with pytest.raises(TypeError, match="particle"):
+        smc.tempered(particle=16)

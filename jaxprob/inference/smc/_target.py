@@ -1,0 +1,111 @@
+"""What a sampler that starts at a prior needs of a posterior: its two parts, and draws from the first."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprob import core
+from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc import _parallel_tempering as paths
+
+
+def posterior_may_follow(factory: Callable[..., core.Algorithm]) -> Callable[..., Any]:
+    """Lets a factory `(posterior=None, **options)` be called without any density, for a `partial` of itself.
+
+    So that one may write `jaxprob.sample(posterior, key, algorithm=smc.tempered(particles=4096))`.
+    """
+
+    @functools.wraps(factory)
+    def either(posterior: Any = None, **options: Any) -> Any:
+        densities = posterior, *(options.get(name) for name in ("reference", "log_prior", "log_likelihood"))
+        if any(density is not None for density in densities):
+            return factory(posterior, **options)
+        inspect.signature(factory).bind(None, **options)  # a name it does not take is told now
+        return functools.partial(either, **options)
+
+    return either
+
+
+class Path(NamedTuple):
+    """A path from a prior to a posterior; the log density at beta is `base + beta tilt`.
+
+    Attributes:
+      parts: `position -> (base (), tilt ())`: log prior and log likelihood, or a reference and the way from it.
+      sample_prior: `key -> position`, or None where particles are given.
+    """
+
+    parts: Callable[[Any], tuple[jax.Array, jax.Array]]
+    sample_prior: Callable[[core.Key], Any] | None
+
+
+def as_path(
+    function: str, posterior: Any, reference: Any, log_prior: Any, log_likelihood: Any, sample_prior: Any
+) -> Path:
+    """The path that the arguments of a sampler describe.
+
+    Args:
+      function: name of the public function that was called, for the message.
+      posterior: an object that splits its log density (`models.Posterior`), or a log density, which goes with
+        `reference`; None where `log_prior` and `log_likelihood` are given.
+
+    Raises:
+      TypeError: for an argument that is no function, or arguments that do not go together.
+    """
+    if hasattr(posterior, "split_log_density"):
+        for name, value in {"reference": reference, "log_prior": log_prior, "log_likelihood": log_likelihood}.items():
+            if value is not None:
+                raise core.bad_type(function, name, "given with a posterior", "None, as the posterior has its own")
+        prior = posterior.sample_prior if sample_prior is None else sample_prior
+        metropolis.check_callable(function, sample_prior=prior)
+        return Path(_both(function, posterior.split_log_density), prior)
+    if hasattr(posterior, "log_density"):
+        if reference is None:
+            todo = "Or pass posterior.log_density with a reference to come from"
+            raise core.bad_type(function, "posterior", posterior, "one with split_log_density and sample_prior", todo)
+        posterior = posterior.log_density
+    if posterior is not None and (log_prior is not None or log_likelihood is not None):
+        raise core.bad_type(function, "posterior", "given with a prior and a likelihood", "one or the other")
+    parts, bounded = paths.path(function, posterior, reference, log_prior, log_likelihood)
+    if not bounded:
+        raise core.bad_type(
+            function, "reference", reference, "a function", "A path from 0 needs what particles come from"
+        )
+    if sample_prior is not None:
+        metropolis.check_callable(function, sample_prior=sample_prior)
+    return Path(parts, sample_prior)
+
+
+def _both(function: str, split: Callable[[Any], tuple[Any, Any]]) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
+    def parts(position: Any) -> tuple[jax.Array, jax.Array]:
+        found = []
+        for name, value in zip(("log prior", "log likelihood"), split(position), strict=True):
+            number = metropolis.number(function, f"the value of the {name}", value)
+            found.append(number.astype(core.accumulator_dtype(number.dtype)))
+        return found[0], found[1]
+
+    return parts
+
+
+def first_particles(function: str, path: Path, position: Any, particles: int, key: core.Key) -> tuple[Any, int]:
+    """The particles to begin with, those given or draws from the prior, and how many they are.
+
+    Raises:
+      TypeError: if there is neither a position nor a prior to draw from.
+      ValueError: for positions without one leading axis.
+    """
+    if position is None:
+        if path.sample_prior is None:
+            todo = "Give sample_prior, or positions to init"
+            raise core.bad_type(function, "sample_prior", "None", "a function where init has no positions", todo)
+        position = jax.vmap(path.sample_prior)(core.chain_keys(key, jnp.arange(particles)))
+    numbers = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(position)}
+    if len(numbers) != 1 or not (number := numbers.pop()) or number[0] < 2:
+        got = "of leaves without one leading axis"
+        raise core.bad_value(function, "position", got, "None, or two or more positions (particle, ...)")
+    return position, number[0]
