@@ -29,6 +29,10 @@ MIN_E_BFMI = 0.3
 MAX_SATURATED = 0.01
 """Share of draws at the largest tree depth that is still an accident."""
 ACCEPTANCE_TOLERANCE = 0.19
+MAX_CORRELATION = 0.5
+"""Of particles with where they were before they were moved: beyond it most of what there is came from resampling."""
+MAX_EVIDENCE_SPREAD = 1.0
+"""Standard deviation of log evidences between populations beyond which their mean says little."""
 
 
 class Finding(NamedTuple):
@@ -318,6 +322,47 @@ def _acceptance(run: Run) -> Iterator[Finding]:
         )
 
 
+def _moves(run: Run) -> Iterator[Finding]:
+    if "correlation" not in run.stats:
+        return
+    correlation = run.stats["correlation"][:, -1]
+    poor = np.flatnonzero(~(correlation <= MAX_CORRELATION))
+    if len(poor):
+        yield Finding(
+            "note",
+            "Particles that hardly moved",
+            "After all their moves particles are correlated with where they were by "
+            + _listed([f"{correlation[i]:.2f} in chain {i}" for i in poor])
+            + ".",
+            "Siblings stay siblings: effective sample sizes are too large, and the log evidence may be too low.",
+            "Longer trajectories, move=partial(mcmc.hmc, num_integration_steps=16, jitter=0.5), more of them, "
+            "max_moves=1000, or another parametrisation.",
+        )
+
+
+def _evidence(run: Run) -> Iterator[Finding]:
+    if "log_evidence" not in run.stats or run.table.chains < 2:
+        return
+    spread = float(np.std(run.stats["log_evidence"][:, -1], ddof=1))
+    if not spread <= MAX_EVIDENCE_SPREAD:
+        yield Finding(
+            "problem",
+            "Populations that disagree about the evidence",
+            f"The log evidences of the chains have a standard deviation of {spread:.2f}.",
+            "Too few particles get from the prior to the posterior, or the moves do not bring them about; the chains "
+            "may have found different parts of the posterior, with the wrong weights.",
+            "More particles, a larger effective_sample_size (0.9), more moves.",
+        )
+
+
+def log_mean_evidence(log_evidence: np.ndarray) -> tuple[float, float]:
+    """The log of the mean of evidences, (chain,), which is what they estimate, and its standard error."""
+    top = np.max(log_evidence)
+    values = np.exp(log_evidence - top)
+    error = np.std(values, ddof=1) / math.sqrt(values.size) / np.mean(values) if values.size > 1 else math.nan
+    return float(top + np.log(np.mean(values))), float(error)
+
+
 CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     _finite_draws,
     _varying_draws,
@@ -327,6 +372,8 @@ CHECKS: tuple[Callable[[Run], Iterator[Finding]], ...] = (
     _energy,
     _tree_depth,
     _acceptance,
+    _moves,
+    _evidence,
 )
 
 
@@ -344,6 +391,10 @@ def worst_numbers(run: Run) -> str:
         ]
     if "diverging" in run.stats:
         parts.append("No draw diverged.")
+    if "log_evidence" in run.stats:
+        value, error = log_mean_evidence(run.stats["log_evidence"][:, -1].astype(float))
+        between = "" if math.isnan(error) else f", with a standard error of {error:.2g} from the spread of the chains"
+        parts.append(f"The log evidence is {value:.2f}{between}.")
     if "energy" in run.stats and np.any(np.isfinite(fraction := np.asarray(convergence.e_bfmi(run.stats["energy"])))):
         parts.append(f"E-BFMI is at least {np.nanmin(fraction):.2f}.")
     return " ".join(parts)

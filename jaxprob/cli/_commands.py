@@ -30,21 +30,26 @@ def sample(arguments: argparse.Namespace) -> int:
     import jax
 
     from jaxprob import runtime
-    from jaxprob.inference import mcmc
+    from jaxprob.inference import mcmc, smc
 
     if arguments.x64:
         jax.config.update("jax_enable_x64", True)
     target = _target.load(path, name)
     key = jax.random.key(arguments.seed)
     first = jax.process_index() == 0
-    kernel = getattr(mcmc, arguments.algorithm)
     asked = {"target_acceptance": arguments.target_acceptance, "metric": arguments.metric}
     tuning = {name: value for name, value in asked.items() if value is not None}
+    populations = {} if arguments.particles is None else {"particles": arguments.particles}
+    tempered = arguments.algorithm == "tempered"
+    if tuning if tempered else populations:
+        option = next(iter(tuning if tempered else populations)).replace("_", "-")
+        raise _errors.UsageError(f"--{option} does not go with --algorithm {arguments.algorithm}.")
+    algorithm = smc.tempered(**populations) if tempered else getattr(mcmc, arguments.algorithm)
     result = runtime.sample(
         target.model,
         key,
         initial=target.initial,
-        algorithm=functools.partial(mcmc.warmup, kernel, **tuning) if tuning else kernel,
+        algorithm=functools.partial(mcmc.warmup, algorithm, **tuning) if tuning else algorithm,
         chains=arguments.chains,
         warmup=arguments.warmup,
         draws=arguments.draws,

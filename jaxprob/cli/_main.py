@@ -137,10 +137,18 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--warmup", type=_natural, metavar="N", help="warm-up steps of each chain (default: 400 for four chains)"
     )
-    run.add_argument("--draws", type=_positive, default=1000, metavar="N", help="draws of each chain (default: 1000)")
+    run.add_argument(
+        "--draws", type=_positive, metavar="N", help="draws of each chain (default: 1000, or all particles)"
+    )
     run.add_argument("--thin", type=_positive, default=1, metavar="N", help="keep every N-th draw (default: 1)")
     run.add_argument("--keep", type=_names, metavar="A,B", help="names to keep (default: all)")
-    run.add_argument("--algorithm", choices=("nuts", "hmc"), default="nuts", help="sampler (default: nuts)")
+    run.add_argument(
+        "--algorithm",
+        choices=("nuts", "hmc", "tempered"),
+        default="nuts",
+        help="sampler (default: nuts); tempered: sequential Monte Carlo, with the evidence",
+    )
+    run.add_argument("--particles", type=_positive, metavar="N", help="of each chain, for tempered (default: 1024)")
     run.add_argument(
         "--target-acceptance",
         type=_fraction,

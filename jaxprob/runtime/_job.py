@@ -88,10 +88,30 @@ class Job(Loop):
         seconds = time.perf_counter() - start
         self.times[phase] += seconds
         self.step += count if warm else count * self.thin
+        done = host.pop("sample_stats/done", None)  # of populations
+        if warm and done is not None:
+            self._populations_stand(done[-1], host["sample_stats/log_evidence"][-1])
         if not warm and self.store is not None:
             self.store.append(host)
         self.tally.add(host, warm)
         return count / max(seconds, 1e-6)
+
+    def _populations_stand(self, done: np.ndarray, log_evidence: np.ndarray) -> None:
+        """Ends the warm-up of populations, (chain,), once all are done.
+
+        Raises:
+          ValueError: if one has lost all its mass, or is not done after all steps there may be.
+        """
+        lost = np.flatnonzero(done & ~np.isfinite(log_evidence))
+        if lost.size:
+            got = f"of log evidence {log_evidence[lost[0]]} for the particles of chain {lost[0]}"
+            todo = "Check the likelihood at draws from the prior, or take more particles"
+            raise core.bad_value("sample", "posterior", got, "a likelihood that is finite for some of them", todo)
+        if done.all():
+            self.step = self.warmup
+        elif self.step >= self.warmup:
+            got = f"{self.warmup}, after which {np.sum(~done)} of {done.size} populations are not done"
+            raise core.bad_value("sample", "warmup", got, "as many steps as it takes", "Leave warmup out")
 
     def status(self, seconds: float) -> Status:
         """Rows so far, and how well the chains have mixed if anyone looks at it."""

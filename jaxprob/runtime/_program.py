@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxprob import core, scan
 from jaxprob.analysis import online
 from jaxprob.runtime._mesh import CHAINS
+from jaxprob.runtime._population import Populations
 
 LOCAL = "local_chains"
 EXECUTORS = ("shard_map", "pmap")
@@ -148,6 +149,8 @@ def _init_local(
             position = program.initial(target, core.fold(key_start, 0))
         state = _strong(algorithm.init(position, core.fold(key_start, 1)))
         draw = program.keep(target, core.position_of(state))
+        if isinstance(algorithm, Populations):  # some particles may well be impossible
+            return state, draw_vector(draw), jnp.bool_(True), jnp.zeros(())
         finite = functools.reduce(
             jnp.logical_and,
             [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(_chain(state)) if _is_float(x)],
@@ -200,6 +203,8 @@ def _chunk_local(
 
     axes = _state_axes(carry.state)
     every = jax.jit(jax.vmap(one, in_axes=(0, axes, None), out_axes=(axes, 0), axis_name=LOCAL))
+    if isinstance(algorithm, Populations):
+        every = functools.partial(_populations, algorithm, every, record)
 
     def row(carry: Carry, index: jax.Array) -> tuple[Carry, dict[str, Any]]:
         step = first + index * thin
@@ -227,6 +232,26 @@ def _chunk_local(
         return Carry(state, moments), _row(draws, stats)
 
     return scan.bounded(row, carry, count, program.capacity)
+
+
+def _populations(
+    algorithm: Populations, every: Callable[..., Any], record: Any, chain_keys: jax.Array, state: Any, step: jax.Array
+) -> tuple[Any, dict[str, jax.Array]]:
+    """A draw from each population; before draws are recorded a step of each, or nothing once all are done."""
+
+    def idle() -> Any:
+        return state, _scalars_of_each(state.info)
+
+    def emit() -> Any:
+        new, info = jax.vmap(algorithm.emit)(state)
+        return new, _scalars_of_each(info)
+
+    moving = functools.partial(every, chain_keys, state, step)
+    return jax.lax.cond(record, emit, lambda: jax.lax.cond(jnp.all(state.sampler.done), idle, moving))
+
+
+def _scalars_of_each(info: Any) -> dict[str, jax.Array]:
+    return jax.vmap(_scalars)(info)
 
 
 def _row(draws: Any, stats: dict[str, Any]) -> dict[str, Any]:

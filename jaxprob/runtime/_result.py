@@ -50,6 +50,18 @@ class Result:
         return self._group("sample_stats")
 
     @property
+    def log_evidence(self) -> np.ndarray:
+        """Log evidence by each chain, (chain,), of a sampler that estimates it, such as `smc.tempered`.
+
+        Raises:
+          ValueError: for a run of another sampler.
+        """
+        if "log_evidence" not in self.stats or not self.stats["log_evidence"].shape[1]:
+            todo = "Sample with algorithm=smc.tempered(particles=...)"
+            raise core.bad_value("Result", "log_evidence", "not estimated", "a sampler that does, and its draws", todo)
+        return self.stats["log_evidence"][:, -1]
+
+    @property
     def status(self) -> str:
         """ "finished", or "stopped" for a run that a signal ended and that can be resumed."""
         return self.meta["status"]

@@ -22,11 +22,13 @@ from jaxprob.runtime import _checkpoint, _directory, _predict, _program
 from jaxprob.runtime._approximate_start import approximate_starts
 from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
+from jaxprob.runtime._population import is_population, with_population
 from jaxprob.runtime._result import Reader, Result, load, open_store
 from jaxprob.runtime._store import DrawStore, MemoryStore
 from jaxprob.runtime._target import AsGiven, Keep, as_target, describe_algorithm, keeping, with_warmup
 from jaxprob.runtime._until import Until
 
+DRAWS = 1000  # of each chain, by default
 STARTS = 100  # how often a start is drawn again before giving up
 CHUNK_BYTES = 32 * 2**20
 
@@ -39,7 +41,7 @@ def sample(
     algorithm: Any = None,
     chains: int = 4,
     warmup: int | None = None,
-    draws: int = 1000,
+    draws: int | None = None,
     thin: int = 1,
     keep: Sequence[str] | None = None,
     devices: Any = None,
@@ -65,13 +67,15 @@ def sample(
       algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
         in the warm-up, with the metric that `mcmc.pick_metric` picks; `partial(mcmc.warmup, mcmc.nuts,
         target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; another warm-up, such as
-        `mcmc.chees`, `mcmc.meads` or `partial(mcmc.tempering_warmup, kernel, hottest=0.01)`; or a ready algorithm
-        (anything with `init` and `step`, ours or BlackJAX's).
+        `mcmc.chees`, `mcmc.meads` or `partial(mcmc.tempering_warmup, kernel, hottest=0.01)`; a sampler of populations,
+        `smc.tempered(particles=4096)`, of which each chain is an independent run that starts from the prior; or a
+        ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
       chains: number of chains, over all devices.
       warmup: steps of tuning that are not kept; None for what suits the number of chains that learn together
         (`mcmc.pick_num_steps`: 1,000 for one, 400 for four), the default of another warm-up, and 0 for a ready
-        algorithm.
-      draws: draws kept of each chain (the most, if there is an `until`).
+        algorithm. For populations the most steps there may be; they end by themselves.
+      draws: draws kept of each chain (the most, if there is an `until`); None for 1,000, and for populations as many
+        as there are particles.
       thin: steps for one draw kept.
       keep: names to keep; None for all. Statistics are made online of what is kept.
       devices: None for all local devices that divide the chains, a number, a list, or `runtime.mesh(chains=, data=)`.
@@ -126,7 +130,9 @@ def sample(
                 stack.enter_context(_directory.locked(folder))
             old = _directory.read_meta(folder)
             _directory.check_resumable(folder, old, meta)
-            if old["status"] == "finished" and draws <= old["draws"] and jax.process_count() == 1:
+            if run.populations:  # more draws would be other particles from the first one on
+                _directory.check_resumable(folder, old, meta, ("populations",))
+            if old["status"] == "finished" and run.draws <= old["draws"] and jax.process_count() == 1:
                 return _close(load(folder), progress)
             meta |= {name: old[name] for name in ("capacity", "started", "times")}
         job = run.job(keep_draw, meta["capacity"])
@@ -162,7 +168,7 @@ class _Plan:
         algorithm: Any,
         chains: int,
         warmup: int | None,
-        draws: int,
+        draws: int | None,
         thin: int,
         devices: Any,
         interleave: bool,
@@ -170,14 +176,17 @@ class _Plan:
     ) -> None:
         from jaxprob.inference import mcmc
 
-        for name, value, least in (("chains", chains, 1), ("draws", draws, 0), ("thin", thin, 1)):
+        self.populations = is_population(algorithm)
+        wanted = 0 if draws is None else draws
+        for name, value, least in (("chains", chains, 1), ("draws", wanted, 0), ("thin", thin, 1)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise core.bad_value("sample", name, value, f"an integer of at least {least}")
         if warmup is not None and (isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0):
             raise core.bad_value("sample", "warmup", warmup, "an integer of at least 0")
         if executor not in _program.EXECUTORS:
             raise core.bad_value("sample", "executor", core.describe(executor), f"one of {_program.EXECUTORS}")
-        self.target, self.key, self.chains, self.draws, self.thin = target, key, chains, draws, thin
+        self.target, self.key, self.chains, self.thin = target, key, chains, thin
+        self.draws = DRAWS if draws is None else draws
         self.executor = executor
         self.mesh = resolve_mesh(devices, chains)
         if executor == "pmap" and (self.mesh.shape[DATA] > 1 or jax.process_count() > 1):
@@ -188,20 +197,16 @@ class _Plan:
             raise core.bad_type(
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
-        self.positions = _positions(target, initial, key, chains, whole=ready)
-        if self.positions is None:
-            self.position_shape = jax.eval_shape(target.initial, key)
+        self.positions, self.build = None, None
+        if self.populations:
+            for name, value, usual in (("initial", initial, None), ("thin", thin, 1)):
+                if value != usual:
+                    raise core.bad_value("sample", name, value, f"{usual} for {describe_algorithm(algorithm)}")
+            self.build, self.position_shape = with_population(algorithm, target, key, warmup, draws)
+            self.warmup, self.draws = self.build.warmup, self.build.draws
         else:
-            self.position_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.positions)
-        self.build: Any
-        if ready:
-            self.build, self.warmup = AsGiven(algorithm), warmup or 0
-        else:
-            self.build = with_warmup(
-                algorithm, warmup, sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.position_shape)), chains
-            )
-            self.warmup = self.build.warmup
-        self.algorithm_name = describe_algorithm(self.build)
+            self._chains_of_positions(initial, algorithm, ready, warmup)
+        self.algorithm_name = describe_algorithm(algorithm if self.populations else self.build)
         self.interleave = interleave
         if interleave and not (executor == "shard_map" and self.build.interruptible(target)):
             got, todo = f"True with {self.algorithm_name} and {executor}", "Leave interleave out, or use mcmc.nuts"
@@ -209,6 +214,19 @@ class _Plan:
         specs = data_specs(target, self.mesh)
         self.placed = place(target, self.mesh, specs)
         self.placed_key = place(key, self.mesh, P())
+
+    def _chains_of_positions(self, initial: Any, algorithm: Any, ready: bool, warmup: int | None) -> None:
+        self.positions = _positions(self.target, initial, self.key, self.chains, whole=ready)
+        if self.positions is None:
+            self.position_shape = jax.eval_shape(self.target.initial, self.key)
+        else:
+            self.position_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.positions)
+        if ready:
+            self.build, self.warmup = AsGiven(algorithm), warmup or 0
+        else:
+            size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.position_shape))
+            self.build = with_warmup(algorithm, warmup, size, self.chains)
+            self.warmup = self.build.warmup
 
     def meta(self, keep: Keep) -> dict[str, Any]:
         """The first `meta.json`."""
@@ -227,6 +245,7 @@ class _Plan:
             "versions": _directory.versions(),
             "seed": np.asarray(jax.random.key_data(self.key)).tolist(),
             "algorithm": self.algorithm_name,
+            "populations": self.draws if self.populations else 0,
             "aims": getattr(self.build, "aims", {}),
             "chains": self.chains,
             "warmup": self.warmup,
@@ -254,7 +273,7 @@ class _Plan:
             devices += f" ({shape[CHAINS]} for chains x {shape[DATA]} for data)"
         return {
             "chains": self.chains,
-            "warmup": self.warmup,
+            "warmup": None if self.populations else self.warmup,
             "draws": self.draws,
             "devices": devices,
             "algorithm": self.algorithm_name,
@@ -266,7 +285,7 @@ class _Plan:
         program = _program.Program(
             self.build,
             keep,
-            None if self.positions is not None else _initial,
+            _nowhere if self.populations else _initial if self.positions is None else None,
             self.mesh,
             capacity,
             self.thin > 1,
@@ -344,6 +363,11 @@ def _first_bad(value: np.ndarray) -> str:
 
 def _initial(target: Any, key: core.Key) -> Any:
     return target.initial(key)
+
+
+def _nowhere(target: Any, key: core.Key) -> Any:
+    """No position, for populations, which find their own."""
+    return ()
 
 
 def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: bool) -> Any:

@@ -254,6 +254,8 @@ def describe_algorithm(algorithm: Any) -> str:
         return _called(algorithm.tuning, algorithm.options, *inner)
     if isinstance(algorithm, AsGiven):
         return describe_algorithm(algorithm.algorithm)
+    if isinstance(algorithm, functools.partial):
+        return _called(algorithm.func, tuple(sorted(algorithm.keywords.items())))
     if hasattr(algorithm, "step") and hasattr(algorithm, "init"):
         return f"an algorithm of {getattr(algorithm.step, '__module__', 'unknown').split('.')[0]}"
     return getattr(algorithm, "__name__", type(algorithm).__name__)
@@ -261,6 +263,12 @@ def describe_algorithm(algorithm: Any) -> str:
 
 def _called(function: Any, options: tuple[tuple[str, Any], ...], *inner: str) -> str:
     """How a call with these options is written, by name."""
-    shown = (f"{name}={getattr(value, '__name__', core.describe(value))}" for name, value in options)
+    shown = (f"{name}={_written(value)}" for name, value in options)
     inside = ", ".join((*inner, *shown))
     return describe_algorithm(function) + (f"({inside})" if inside else "")
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        return describe_algorithm(value)
+    return getattr(value, "__name__", core.describe(value))

@@ -209,3 +209,25 @@ def test_the_summary_of_other_draws_is_refused(draws):
 def test_bad_statistics_are_refused(draws, stats, message):
     with pytest.raises((ValueError, TypeError), match="^diagnose: .*" + message):
         analysis.diagnose(draws, stats)
+
+
+def test_the_log_evidence_of_populations_is_that_of_the_mean_evidence(draws):
+    logs = np.log([1.0, 2.0, 3.0, 6.0]) - 5000
+    stats = {"log_evidence": np.repeat(logs[:, None], 500, 1), "correlation": np.full(SHAPE, 0.05)}
+    diagnosis = analysis.diagnose(draws, stats)
+    text = " ".join(str(diagnosis).split())
+    error = np.std([1, 2, 3, 6], ddof=1) / 2 / 3
+    assert f"The log evidence is {np.log(3) - 5000:.2f}, with a standard error of {error:.2g}" in text
+    assert diagnosis.ok
+
+
+def test_populations_that_disagree_and_particles_that_hardly_moved(draws):
+    stats = {
+        "log_evidence": np.repeat([[0.0], [3.0], [1.0], [-2.0]], 500, 1),
+        "correlation": np.repeat([[0.1], [0.9], [np.nan], [0.2]], 500, 1),
+    }
+    problem, note = analysis.diagnose(draws, stats).findings
+    assert (problem.severity, problem.name) == ("problem", "Populations that disagree about the evidence")
+    assert "2.08" in problem.what
+    assert (note.severity, note.name) == ("note", "Particles that hardly moved")
+    assert "0.90 in chain 1 and nan in chain 2" in note.what

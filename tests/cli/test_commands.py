@@ -116,7 +116,16 @@ def test_sample_defaults(runtime, model):
     assert main(["sample", model]) == 0
     asked = runtime.asked
     names = ("chains", "warmup", "draws", "thin", "keep", "resume", "devices", "out", "progress")
-    assert [asked[n] for n in names] == [4, None, 1000, 1, None, False, None, None, ("progress", None)]
+    assert [asked[n] for n in names] == [4, None, None, 1, None, False, None, None, ("progress", None)]
+
+
+def test_populations_and_what_does_not_go_with_them(runtime, model, capsys):
+    assert main(["sample", model, "--algorithm", "tempered", "--particles", "64"]) == 0
+    assert runtime.asked["algorithm"].keywords == {"particles": 64}
+    assert main(["sample", model, "--algorithm", "tempered", "--metric", "dense"]) == 2
+    assert "--metric does not go with --algorithm tempered" in capsys.readouterr().err
+    assert main(["sample", model, "--particles", "64"]) == 2
+    assert "--particles does not go with --algorithm nuts" in capsys.readouterr().err
 
 
 def test_log_density_mesh_until_and_progress(runtime, model):

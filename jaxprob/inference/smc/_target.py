@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
+from jaxprob.inference.mcmc._numbers import known_vector
+from jaxprob.inference.smc._population import Population
 
 
 def posterior_may_follow(factory: Callable[..., core.Algorithm]) -> Callable[..., Any]:
@@ -23,7 +27,7 @@ def posterior_may_follow(factory: Callable[..., core.Algorithm]) -> Callable[...
 
     @functools.wraps(factory)
     def either(posterior: Any = None, **options: Any) -> Any:
-        densities = posterior, *(options.get(name) for name in ("reference", "log_prior", "log_likelihood"))
+        densities = posterior, options.get("log_prior"), options.get("log_likelihood")
         if any(density is not None for density in densities):
             return factory(posterior, **options)
         inspect.signature(factory).bind(None, **options)  # a name it does not take is told now
@@ -109,3 +113,19 @@ def first_particles(function: str, path: Path, position: Any, particles: int, ke
         got = "of leaves without one leading axis"
         raise core.bad_value(function, "position", got, "None, or two or more positions (particle, ...)")
     return position, number[0]
+
+
+def equally_weighted(particles: Any, number: int, log_scale: jax.Array) -> Population:
+    """A population of weights 1 / number."""
+    return Population(particles, jnp.full((number,), -math.log(number), log_scale.dtype), log_scale)
+
+
+def as_ladder(function: str, inverse_temperatures: Any) -> jax.Array:
+    """Inverse temperatures as an array; raises a `ValueError` unless they are a ladder, where they are known."""
+
+    def fits(values: np.ndarray) -> bool:
+        return values.size > 0 and bool((np.diff(values, prepend=0) > 0).all()) and values[-1] == 1
+
+    return known_vector(
+        function, "inverse_temperatures", inverse_temperatures, fits, "numbers above 0 that increase to 1"
+    )

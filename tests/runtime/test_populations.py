@@ -1,0 +1,177 @@
+"""The front door with samplers of populations: exact evidence, the same bits on any devices and after any stop."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import jaxprob
+from jaxprob import models, runtime
+from jaxprob.distributions import Normal
+from jaxprob.inference import mcmc, smc
+from jaxprob.runtime import _checkpoint, _directory
+from tests.runtime.test_resume import Stopper, short_chunks  # noqa: F401
+
+KEY = jax.random.key(5)
+
+
+class State(NamedTuple):
+    population: smc.Population
+    log_evidence: jax.Array
+    done: jax.Array
+
+
+class Info(NamedTuple):
+    effective_sample_size: jax.Array
+
+
+Y = np.array([1.2, 0.3, 2.0, 1.1])
+
+
+@models.joint
+def conjugate(y):
+    mean = yield "mean", Normal(0.0, 3.0)
+    yield "twice", models.deterministic(2 * mean)
+    yield "y", Normal(jnp.full_like(y, mean), 1.0)
+
+
+COVARIANCE = np.eye(4) + 9
+EVIDENCE = stats.multivariate_normal(cov=COVARIANCE).logpdf(Y)
+VARIANCE = 1 / (4 + 1 / 9)
+POSTERIOR = conjugate(jnp.asarray(Y, jnp.float32)).condition(y=Y)
+# The random walk multiplies and adds nothing that XLA might round once in one program and twice in another.
+WALK = partial(mcmc.random_walk_metropolis, step_size=0.5, inverse_mass_matrix=1.0)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(particles=1000), chains=4, devices=2)
+
+
+def test_particles_become_draws_and_the_evidence_is_there(result):
+    assert result.draws["mean"].shape == (4, 1000)
+    np.testing.assert_allclose(result.draws["twice"], 2 * result.draws["mean"], rtol=1e-6)
+    draws = result.draws["mean"].ravel()
+    mean = VARIANCE * Y.sum()
+    # Five standard errors of 4,000 particles that are worth at least a fourth of as many draws.
+    assert abs(draws.mean() - mean) < 5 * np.sqrt(VARIANCE / 1000)
+    assert draws.std() == pytest.approx(np.sqrt(VARIANCE), rel=0.05)
+    assert result.log_evidence.shape == (4,)
+    np.testing.assert_allclose(result.log_evidence, EVIDENCE, atol=0.2)
+    assert len(np.unique(result.log_evidence)) == 4
+    assert result.summary().r_hat.max() < 1.02
+    assert (result.stats["inverse_temperature"] == 1).all()
+    assert "done" not in result.stats
+
+
+def test_the_diagnosis_gives_the_log_evidence(result):
+    text = " ".join(str(result.diagnose()).split())
+    assert "The log evidence is -" in text
+    assert "from the spread of the chains" in text
+
+
+def test_fewer_draws_are_spread_over_all_particles():
+    few = jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(move=WALK, particles=400), draws=40, devices=1)
+    every = jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(move=WALK, particles=400), devices=1)
+    np.testing.assert_array_equal(few.log_evidence, every.log_evidence)
+    for one, other in zip(few.draws["mean"], every.draws["mean"], strict=True):
+        places = [np.flatnonzero(other == x) for x in one]
+        assert all(x.size for x in places)
+        first = np.array([x[0] for x in places])
+        assert (np.abs(first - 10 * np.arange(40)) <= 11).all()
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("at", [2, 10**6 + 100], ids=["on the way", "while draws are written"])
+def test_stopped_on_two_devices_and_resumed_on_others(tmp_path, short_chunks, monkeypatch, at, devices):  # noqa: F811
+    monkeypatch.setattr("jaxprob.runtime._loop.FIRST_CHUNK", 2)
+    options = {"algorithm": smc.tempered(move=WALK, particles=400, effective_sample_size=0.9), "chains": 8}
+    whole = jaxprob.sample(POSTERIOR, KEY, devices=2, **options)
+    stopped = jaxprob.sample(POSTERIOR, KEY, devices=2, out=tmp_path / "run", progress=Stopper(at), **options)
+    assert stopped.status == "stopped"
+    assert stopped.draws["mean"].shape[1] < 400
+    step = _checkpoint.steps(tmp_path / "run" / _directory.CHECKPOINTS)[-1]
+    assert (step < 10**6) == (at < 10**6)
+    resumed = jaxprob.sample(POSTERIOR, KEY, devices=devices, out=tmp_path / "run", resume=True, **options)
+    assert resumed.status == "finished"
+    # On as many devices to the bit; sums over particles may round otherwise where fewer populations go together.
+    rtol = 0 if devices == 2 else 2e-6
+    np.testing.assert_allclose(resumed.draws["mean"], whole.draws["mean"], rtol=rtol)
+    np.testing.assert_allclose(resumed.log_evidence, whole.log_evidence, rtol=rtol)
+    assert runtime.load(tmp_path / "run").draws["mean"].shape == (8, 400)
+    with pytest.raises(ValueError, match="populations is 100; expected 400, as in the run"):
+        jaxprob.sample(POSTERIOR, KEY, devices=2, out=tmp_path / "run", resume=True, draws=100, **options)
+
+
+def test_weighted_populations_are_drawn_from_by_their_weights():
+    def importance(posterior, *, particles=2000):
+        """Importance sampling from the prior: one step, after which particles keep their weights."""
+
+        def init(position, key):
+            population = smc.spawn(key, posterior.sample_prior, particles)
+            return State(population, population.log_evidence, jnp.bool_(False))
+
+        def step(key, state):
+            population = smc.reweight(state.population, lambda q: posterior.split_log_density(q)[1])
+            return State(population, population.log_evidence, jnp.bool_(True)), Info(population.effective_sample_size)
+
+        return jaxprob.core.Algorithm(init, step)
+
+    result = jaxprob.sample(POSTERIOR, KEY, algorithm=importance, devices=1)
+    draws = result.draws["mean"].ravel()
+    assert draws.size == 8000
+    assert abs(draws.mean() - VARIANCE * Y.sum()) < 0.08  # ESS of about 4 x 300
+    assert draws.std() == pytest.approx(np.sqrt(VARIANCE), rel=0.1)
+    np.testing.assert_allclose(result.log_evidence, EVIDENCE, atol=0.3)
+
+
+def test_a_log_density_with_a_reference_is_sampled_too():
+    result = jaxprob.sample(
+        lambda x: -0.5 * (x - 2) ** 2 / 0.25 + 3.0,
+        KEY,
+        algorithm=smc.tempered(
+            reference=lambda x: -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi), sample_prior=jax.random.normal, particles=1000
+        ),
+        devices=1,
+    )
+    assert result.draws.shape == (4, 1000)
+    assert abs(result.draws.mean() - 2) < 0.05
+    np.testing.assert_allclose(result.log_evidence, 3 + 0.5 * np.log(2 * np.pi * 0.25), atol=0.2)
+
+
+def test_a_likelihood_that_is_zero_everywhere_is_told():
+    @models.joint
+    def impossible():
+        x = yield "x", Normal(0.0, 1.0)
+        yield "y", Normal(x + jnp.inf, 1.0)
+
+    with pytest.raises(
+        ValueError, match="posterior is of log evidence .* chain 0; expected a likelihood that is finite"
+    ):
+        jaxprob.sample(impossible().condition(y=0.0), KEY, algorithm=smc.tempered(particles=10), devices=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"draws": 200}, "draws is 200; expected at most the number of particles, 100"),
+        ({"initial": {"mean": 0.0}}, r"initial is .*; expected None for tempered\(particles=100\)"),
+        ({"thin": 2}, "thin is 2; expected 1"),
+        ({"warmup": 1}, "warmup is 1, after which 4 of 4 populations are not done"),
+        ({"interleave": True}, "interleave is True"),
+    ],
+)
+def test_what_does_not_go_with_populations_is_told(options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(particles=100), devices=1, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_there_is_no_evidence_of_a_chain():
+    result = jaxprob.sample(POSTERIOR, KEY, chains=1, warmup=5, draws=5)
+    with pytest.raises(ValueError, match="log_evidence is not estimated"):
+        result.log_evidence
