@@ -6,11 +6,56 @@ may be observed, so that no gradient meets one that is not there.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions import Distribution, MultivariateNormal
+
+
+def as_observations(
+    function: str, ys: Any, missing: Any, shape: tuple[int, ...], *, batched: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Observations (time, *shape), zero where missing, and where they are there: NaN is missing, and so says `missing`.
+
+    Args:
+      function: that was called, for errors.
+      ys: (time, *shape), or (time,) where the shape is (1,). Booleans become integers.
+      missing: booleans of that shape, or (time,), true where not observed; or None.
+      shape: of the observation of one time.
+      batched: whether there is an axis of series before that of time.
+
+    Raises:
+      ValueError: if a shape does not fit, or an observation is infinite.
+    """
+    lead = 1 + batched
+    ys = _along_time(function, "ys", jnp.asarray(ys), shape, lead)
+    seen = jnp.ones(ys.shape, bool)
+    if jnp.issubdtype(ys.dtype, jnp.floating):
+        if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys, np.float64)).any():
+            raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")
+        seen = ~jnp.isnan(ys)
+    elif ys.dtype == bool:
+        ys = ys.astype(jnp.int32)
+    if missing is not None:
+        missing = jnp.asarray(missing)
+        if missing.dtype != bool or missing.shape not in (ys.shape, ys.shape[:lead]):
+            raise core.bad_value(function, "missing", missing, f"booleans of shape {ys.shape}, true where not observed")
+        seen = seen & ~jnp.expand_dims(missing, tuple(range(missing.ndim, ys.ndim)))
+    return jnp.where(seen, ys, 0), seen
+
+
+def _along_time(function: str, argument: str, array: jax.Array, shape: tuple[int, ...], lead: int) -> jax.Array:
+    if shape == (1,) and array.ndim == lead:
+        array = jnp.expand_dims(array, -1)
+    if array.ndim < lead or array.shape[lead:] != shape:
+        axes = ", ".join(["series"] * (lead - 1) + ["time", *map(str, shape)])
+        expected = f"shape ({axes}{',' if axes == 'time' else ''})"
+        raise core.bad_value(function, argument, f"of shape {array.shape}", expected, "Time leads; vmap makes many")
+    return array
 
 
 def log_density(law: Distribution, y: jax.Array, seen: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxprob import core
 from jaxprob.distributions import Distribution, MultivariateNormal
+from jaxprob.inference import _missing as gaps
 from jaxprob.inference.hmm._chain import Chain
 from jaxprob.models.state_space import HiddenMarkov
 
@@ -54,38 +55,13 @@ def as_observations(
       ValueError: if a shape or the time axis does not fit, or an observation is infinite.
     """
     check_model(function, model)
-    shape = model.observation_shape
-    ys = _along_time(function, "ys", jnp.asarray(ys), shape, batched)
-    times = ys.shape[batched]
+    values, seen = gaps.as_observations(function, ys, missing, model.observation_shape, batched=batched)
+    times = values.shape[batched]
     if spans and not model.fits(times):
         entry = "transition" if model.time_varying and model.transition.shape[0] != max(times - 1, 0) else "inputs"
         got = f"of {times} times, and the model has other {entry}"
         raise core.bad_value(function, "ys", got, "as many times as the model spans")
-    seen = jnp.ones(ys.shape, bool)
-    if jnp.issubdtype(ys.dtype, jnp.floating):
-        if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys, np.float64)).any():
-            raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")
-        seen = ~jnp.isnan(ys)
-    elif ys.dtype == bool:
-        ys = ys.astype(jnp.int32)
-    if missing is not None:
-        missing = jnp.asarray(missing)
-        whole = missing.shape == ys.shape[: 1 + batched]
-        if missing.dtype != bool or not (whole or missing.shape == ys.shape):
-            raise core.bad_value(function, "missing", missing, f"booleans of shape {ys.shape}, true where not observed")
-        seen = seen & ~jnp.expand_dims(missing, tuple(range(missing.ndim, ys.ndim)))
-    return jnp.where(seen, ys, 0), seen
-
-
-def _along_time(function: str, argument: str, array: jax.Array, shape: tuple[int, ...], batched: bool) -> jax.Array:
-    lead = 1 + batched
-    if shape == (1,) and array.ndim == lead:
-        array = jnp.expand_dims(array, -1)
-    if array.ndim < lead or array.shape[lead:] != shape:
-        axes = ", ".join(["series"] * batched + ["time", *map(str, shape)])
-        expected = f"shape ({axes}{',' if axes == 'time' else ''})"
-        raise core.bad_value(function, argument, f"of shape {array.shape}", expected, "Time leads; vmap makes many")
-    return array
+    return values, seen
 
 
 def has_parts(model: HiddenMarkov, seen: jax.Array) -> bool:

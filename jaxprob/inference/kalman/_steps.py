@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprob import core
+from jaxprob.inference import _missing as gaps
 from jaxprob.inference.kalman._square_root import Moments, product, square_root, triangularize
 from jaxprob.models.state_space import LinearGaussian
 
@@ -83,7 +83,7 @@ def as_observations(function: str, model: LinearGaussian, ys: Any, missing: Any)
 
 def check_observations(function: str, model: Any, m: int, ys: Any, missing: Any) -> tuple[jax.Array, jax.Array]:
     """As `as_observations`, for any model of m numbers at a time that says whether it `fits` a number of times."""
-    ys = _along_time(function, "ys", core.as_float(ys), m)
+    ys, seen = gaps.as_observations(function, core.as_float(ys), missing, (m,))
     if not model.fits(ys.shape[0]):
         got = f"of {ys.shape[0]} times, and the inputs of the model of others"
         if isinstance(model, LinearGaussian):
@@ -91,24 +91,7 @@ def check_observations(function: str, model: Any, m: int, ys: Any, missing: Any)
             got = f"of {ys.shape[0]} times, and the model has {entries}"
         todo = "Cut a longer model with model.until(time)"
         raise core.bad_value(function, "ys", got, "as many times as the model spans", todo)
-    if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys)).any():
-        raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")
-    seen = ~jnp.isnan(ys)
-    if missing is not None:
-        missing = _along_time(function, "missing", jnp.asarray(missing), m)
-        if missing.dtype != bool or missing.shape[0] != ys.shape[0]:
-            raise core.bad_value(function, "missing", missing, f"booleans of shape {ys.shape}, true where not observed")
-        seen = seen & ~missing
-    return jnp.where(seen, ys, 0), seen
-
-
-def _along_time(function: str, argument: str, array: jax.Array, m: int) -> jax.Array:
-    if array.ndim == 1 and m == 1:
-        array = jnp.expand_dims(array, 1)
-    if array.ndim != 2 or array.shape[1] != m:
-        expected = f"shape (time, {m})" + (" or (time,)" if m == 1 else "")
-        raise core.bad_value(function, argument, f"of shape {array.shape}", expected, "Time leads; vmap makes many")
-    return array
+    return ys, seen
 
 
 def working_dtype(model: LinearGaussian, ys: jax.Array) -> Any:

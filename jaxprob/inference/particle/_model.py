@@ -112,7 +112,7 @@ def as_data(function: str, model: Model, ys: Any, missing: Any = None) -> Datum:
     Raises:
       ValueError: if shapes or times do not fit, there is no time, or an observation is infinite.
     """
-    values, seen = _as_seen(function, model, ys, missing)
+    values, seen = gaps.as_observations(function, ys, missing, observation_shape(function, model))
     if not values.shape[0]:
         raise core.bad_value(function, "ys", "of no time", "at least one observation")
     if not model.fits(values.shape[0]):
@@ -129,39 +129,10 @@ def as_datum(function: str, model: Model, y: Any, time: Any, missing: Any = None
     """
     one = core.as_float(y) if isinstance(y, (int, float)) else jnp.asarray(y)
     gap = None if missing is None else jnp.expand_dims(jnp.asarray(missing), 0)
-    values, seen = _as_seen(function, model, jnp.expand_dims(one, 0), gap)
+    shape = observation_shape(function, model)
+    values, seen = gaps.as_observations(function, jnp.expand_dims(one, 0), gap, shape)
     example = lax.stop_gradient(laws_of(function, model).example(time)).astype(values.dtype)
     return Datum(jnp.where(seen[0], values[0], example), seen[0])
-
-
-def _as_seen(function: str, model: Model, ys: Any, missing: Any) -> tuple[jax.Array, jax.Array]:
-    """Observations (time, *observation_shape), zero where missing, and where they are there."""
-    shape = observation_shape(function, model)
-    ys = jnp.asarray(ys)
-    seen: list[jax.Array] = []
-    if ys.dtype == bool:
-        ys = ys.astype(jnp.int32)
-    arrays = [("ys", ys)] if missing is None else [("ys", ys), ("missing", jnp.asarray(missing))]
-    for name, array in arrays:
-        if name == "missing" and array.shape == ys.shape[:1]:
-            array = jnp.broadcast_to(jnp.expand_dims(array, tuple(range(1, 1 + len(shape)))), (*array.shape, *shape))
-        if shape == (1,) and array.ndim == 1:
-            array = jnp.expand_dims(array, 1)
-        if array.ndim == 0 or array.shape[1:] != shape or (seen and array.shape != seen[0].shape):
-            expected = f"shape ({', '.join(['time', *map(str, shape)])})"
-            raise core.bad_value(function, name, f"of shape {array.shape}", expected, "Time leads; vmap makes many")
-        seen.append(array)
-    ys = seen[0]
-    there = jnp.ones(ys.shape, bool)
-    if jnp.issubdtype(ys.dtype, jnp.floating):
-        if not isinstance(ys, jax.core.Tracer) and np.isinf(np.asarray(ys, np.float64)).any():
-            raise core.bad_value(function, "ys", "infinite somewhere", "finite numbers, or NaN where one is missing")
-        there = ~jnp.isnan(ys)
-    if missing is not None:
-        if seen[1].dtype != bool:
-            raise core.bad_value(function, "missing", seen[1], "booleans, true where not observed")
-        there = there & ~seen[1]
-    return jnp.where(there, ys, 0), there
 
 
 def observation_shape(function: str, model: Model) -> tuple[int, ...]:

@@ -206,7 +206,7 @@ def test_bad_input():
         ({"look_ahead": "far"}, "look_ahead is far"),
         ({"proposal": 3}, "proposal is 3"),
         ({"chunk": 0}, "smc.chunked: size is 0"),
-        ({"missing": jnp.zeros(2, bool)}, "particle.filter: missing is of shape"),
+        ({"missing": jnp.zeros(2, bool)}, "particle.filter: missing is a bool array of shape"),
         ({"missing": jnp.zeros(3)}, "particle.filter: missing is"),
     ):
         with pytest.raises((ValueError, TypeError), match=words) as error:
