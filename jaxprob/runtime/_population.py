@@ -142,9 +142,11 @@ def with_population(factory: Any, target: Any, key: core.Key, warmup: int | None
         ) from None
     population = jax.eval_shape(built.sampler(target).init, None, key).population
     number = population.log_weights.shape[0]
-    draws = number if draws is None else draws
+    # A population may keep many more particles than go on, most of them of hardly any weight.
+    usual = options.get("particles", inspect.signature(factory).parameters["particles"].default)
+    draws = min(usual, number) if draws is None else draws
     if draws > number:
-        todo = f"Ask for more particles, or leave draws out for all {number} of each chain"
+        todo = f"Ask for more particles, or leave draws out for {usual} of each chain"
         raise core.bad_value("sample", "draws", draws, f"at most the number of particles, {number}", todo)
     particle = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), population.particles)
     return WithPopulation(built.factory, draws, built.warmup, built.options), particle

@@ -204,6 +204,7 @@ def test_a_gradient_that_is_not_finite_at_any_replica_is_named():
         (partial(mcmc.chees, 3), "chees with 1 arguments by place"),
         (partial(mcmc.meads, step_size=0.1), r"meads\(step_size=0\.1\), which fixes step_size"),
         (mcmc.tempering_warmup, "tempering_warmup with missing a required argument: 'kernel'"),
+        (partial(mcmc.nuts, bla=3), r"nuts\(bla=3, .* with got an unexpected keyword argument 'bla'; expected options"),
         (partial(mcmc.snaper, target_acceptance=np.ones(2)), "snaper.*options that are numbers or strings"),
     ],
 )
