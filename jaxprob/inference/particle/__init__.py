@@ -1,12 +1,25 @@
 """Particle methods in state-space models of any law: filters, smoothers and likelihoods."""
 
 from jaxprob.inference.particle._backward import BackwardInfo as BackwardInfo
+from jaxprob.inference.particle._belief_propagation import Beliefs as Beliefs
+from jaxprob.inference.particle._belief_propagation import belief_log_density as belief_log_density
+from jaxprob.inference.particle._belief_propagation import belief_propagation as belief_propagation
+from jaxprob.inference.particle._belief_propagation import belief_step as belief_step
 from jaxprob.inference.particle._controlled import controlled as controlled
 from jaxprob.inference.particle._filter import Filtered as Filtered
 from jaxprob.inference.particle._filter import filter as filter
 from jaxprob.inference.particle._filter import log_likelihood as log_likelihood
 from jaxprob.inference.particle._genealogy import num_distinct as num_distinct
 from jaxprob.inference.particle._genealogy import trace as trace
+from jaxprob.inference.particle._generate import Generated as Generated
+from jaxprob.inference.particle._generate import Sequence as Sequence
+from jaxprob.inference.particle._generate import generate as generate
+from jaxprob.inference.particle._generate import sequence_of as sequence_of
+from jaxprob.inference.particle._generator import LanguageModel as LanguageModel
+from jaxprob.inference.particle._generator import Potential as Potential
+from jaxprob.inference.particle._generator import Sampler as Sampler
+from jaxprob.inference.particle._generator import generator as generator
+from jaxprob.inference.particle._generator import prefix_potential as prefix_potential
 from jaxprob.inference.particle._gibbs import GibbsInfo as GibbsInfo
 from jaxprob.inference.particle._gibbs import GibbsState as GibbsState
 from jaxprob.inference.particle._gibbs import gibbs as gibbs
@@ -14,6 +27,7 @@ from jaxprob.inference.particle._gradient import Score as Score
 from jaxprob.inference.particle._gradient import score as score
 from jaxprob.inference.particle._marginal_metropolis import MarginalState as MarginalState
 from jaxprob.inference.particle._marginal_metropolis import marginal_metropolis as marginal_metropolis
+from jaxprob.inference.particle._markov_field import MarkovField as MarkovField
 from jaxprob.inference.particle._model import Datum as Datum
 from jaxprob.inference.particle._model import feynman_kac as feynman_kac
 from jaxprob.inference.particle._paris import AdditiveState as AdditiveState
@@ -24,6 +38,13 @@ from jaxprob.inference.particle._proposals import guided as guided
 from jaxprob.inference.particle._proposals import kalman_guided as kalman_guided
 from jaxprob.inference.particle._rao_blackwell import ConditionallyLinear as ConditionallyLinear
 from jaxprob.inference.particle._rao_blackwell import rao_blackwellised as rao_blackwellised
+from jaxprob.inference.particle._search import Beams as Beams
+from jaxprob.inference.particle._search import Choice as Choice
+from jaxprob.inference.particle._search import beam_search as beam_search
+from jaxprob.inference.particle._search import best_of_n as best_of_n
+from jaxprob.inference.particle._search import choose as choose
+from jaxprob.inference.particle._sequence_gibbs import sequence_gibbs as sequence_gibbs
+from jaxprob.inference.particle._sequence_gibbs import sequence_tempering as sequence_tempering
 from jaxprob.inference.particle._smc2 import SMC2Info as SMC2Info
 from jaxprob.inference.particle._smc2 import SMC2State as SMC2State
 from jaxprob.inference.particle._smc2 import exchange as exchange
