@@ -1,6 +1,12 @@
 """Sequential Monte Carlo: populations of weighted particles, resampling, and what runs on them."""
 
+from jaxprob.inference.smc._annealed import AnnealedInfo as AnnealedInfo
+from jaxprob.inference.smc._annealed import AnnealedState as AnnealedState
+from jaxprob.inference.smc._annealed import annealed as annealed
 from jaxprob.inference.smc._conditional_resampling import conditional as conditional
+from jaxprob.inference.smc._data_tempered import DataTemperedInfo as DataTemperedInfo
+from jaxprob.inference.smc._data_tempered import DataTemperedState as DataTemperedState
+from jaxprob.inference.smc._data_tempered import data_tempered as data_tempered
 from jaxprob.inference.smc._each import Batched as Batched
 from jaxprob.inference.smc._feynman_kac import FeynmanKac as FeynmanKac
 from jaxprob.inference.smc._feynman_kac import ParticleInfo as ParticleInfo
@@ -10,6 +16,12 @@ from jaxprob.inference.smc._feynman_kac import begin as begin
 from jaxprob.inference.smc._feynman_kac import chunked as chunked
 from jaxprob.inference.smc._feynman_kac import run as run
 from jaxprob.inference.smc._feynman_kac import step as step
+from jaxprob.inference.smc._nested import NestedInfo as NestedInfo
+from jaxprob.inference.smc._nested import NestedState as NestedState
+from jaxprob.inference.smc._nested import nested as nested
+from jaxprob.inference.smc._persistent import PersistentInfo as PersistentInfo
+from jaxprob.inference.smc._persistent import PersistentState as PersistentState
+from jaxprob.inference.smc._persistent import persistent as persistent
 from jaxprob.inference.smc._population import Population as Population
 from jaxprob.inference.smc._population import advance as advance
 from jaxprob.inference.smc._population import resample as resample

@@ -1,7 +1,8 @@
 """Moves of a population by Markov chain Monte Carlo, with a metric and a step size learnt from the particles.
 
 Source: Chopin (2002), "A sequential particle filter method for static models", for the covariance of the particles;
-Buchholz, Chopin & Jacob (2021), "Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo".
+Buchholz, Chopin & Jacob (2021), "Adaptive tuning of Hamiltonian Monte Carlo within sequential Monte Carlo"; Dau &
+Chopin (2022), "Waste-free sequential Monte Carlo".
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprob import core
+from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc._hmc import hmc
 from jaxprob.inference.mcmc._langevin import barker, mala
 from jaxprob.inference.mcmc._metric import Metric, from_covariance
 from jaxprob.inference.mcmc._numbers import known_count, known_number
 from jaxprob.inference.mcmc._random_walk import random_walk_metropolis
+from jaxprob.inference.smc._resampling import Scheme, shares
 
 PER_SCALAR = 10  # particles for each scalar of a position from which all of the covariance is learnt
 
@@ -50,6 +52,7 @@ class Move(NamedTuple):
       tunes_metric: whether it is given an inverse mass matrix.
       acceptance: rate that the step size is adapted to.
       step_size: the first one, or None for one that goes by the dimension.
+      chain: None, or the number of states of a chain, all of which are particles.
     """
 
     factory: Callable[..., core.Algorithm]
@@ -59,6 +62,7 @@ class Move(NamedTuple):
     tunes_metric: bool
     acceptance: jax.Array
     step_size: jax.Array | None
+    chain: int | None = None
 
     def first_step_size(self, size: int) -> jax.Array:
         """The step size to begin with for positions of `size` scalars; 1 where none is tuned."""
@@ -66,6 +70,12 @@ class Move(NamedTuple):
             return self.step_size
         _, factor, power = _scaling(self.factory)
         return jnp.asarray(factor * max(size, 1) ** power if self.tunes_step_size else 1.0)
+
+    def check_number(self, function: str, number: int) -> None:
+        """Raises a `ValueError` unless so many particles make two or more chains."""
+        if self.chain is not None and (number % self.chain or number == self.chain):
+            expected = f"a number that divides {number} particles into two or more chains"
+            raise core.bad_value(function, "waste_free", self.chain, expected)
 
 
 class Moved(NamedTuple):
@@ -76,7 +86,8 @@ class Moved(NamedTuple):
       step_size: (), adapted.
       acceptance_rate: (), mean over particles and transitions.
       number: (), int32, transitions of each particle.
-      correlation: (), with where they were, the largest in size of any scalar of a position or its squared deviation.
+      correlation: (), with where they were, the largest in size of any scalar of a position or its squared deviation;
+        of chains that of states half a chain apart.
     """
 
     particles: Any
@@ -86,20 +97,38 @@ class Moved(NamedTuple):
     correlation: jax.Array
 
 
-def as_move(function: str, factory: Any, number: Any, most: Any, acceptance: Any, step_size: Any) -> Move:
-    """Checks the arguments of a move."""
+def as_move(
+    function: str,
+    factory: Any,
+    number: Any,
+    most: Any,
+    acceptance: Any,
+    step_size: Any,
+    chain: Any = None,
+) -> Move:
+    """Checks the arguments of a move; `chain` is the argument `waste_free` of a sampler."""
     metropolis.check_callable(function, move=factory)
     fixed = number is not None
+    if chain is not None:
+        core.check_whole(function, least=2, waste_free=chain)
+        if fixed:
+            todo = "A chain of waste_free states makes waste_free - 1 moves"
+            raise core.bad_value(function, "moves", number, "None with waste_free", todo)
     number = known_count(function, "moves", number) if fixed else known_count(function, "max_moves", most)
     free = _free(factory)
     if step_size is not None:
-        if "step_size" not in free:
-            todo = "Leave it out of the partial, or give it there alone"
-            raise core.bad_value(function, "step_size", step_size, "None where the move takes none or has one", todo)
+        check_takes_step_size(function, factory, step_size)
         step_size = known_number(function, "step_size", step_size, lambda x: 0 < x < math.inf, "a positive number")
     acceptance = _scaling(factory)[0] if acceptance is None else acceptance
     rate = known_number(function, "acceptance", acceptance, lambda x: 0 < x < 1, "a rate between 0 and 1")
-    return Move(factory, number, fixed, "step_size" in free, "inverse_mass_matrix" in free, rate, step_size)
+    return Move(factory, number, fixed, "step_size" in free, "inverse_mass_matrix" in free, rate, step_size, chain)
+
+
+def check_takes_step_size(function: str, factory: Any, step_size: Any) -> None:
+    """Raises a `ValueError` where a step size is given for a move that takes none."""
+    if "step_size" not in _free(factory):
+        todo = "Leave it out of the partial, or give it there alone"
+        raise core.bad_value(function, "step_size", step_size, "None where the move takes none or has one", todo)
 
 
 def _free(factory: Callable[..., Any]) -> set[str]:
@@ -117,20 +146,60 @@ def _scaling(factory: Any) -> tuple[float, float, float]:
     return _SCALING.get(factory, _HAMILTONIAN)
 
 
-def metric_of(particles: Any, weights: jax.Array) -> Metric:
-    """The metric of the covariance of weighted particles: all of it where they are many enough, or its diagonal."""
+def metric_of(particles: Any, weights: jax.Array, number: int | None = None) -> Metric:
+    """The metric of the covariance of weighted particles: all of it where they are many enough, or its diagonal.
+
+    Args:
+      particles: pytree (particle, ...).
+      weights: (particle,), which sum to one.
+      number: as how many the particles count; all of them by default.
+    """
     vectors = jax.vmap(lambda particle: core.ravel(particle)[0])(particles)
-    number, size = vectors.shape
+    size = vectors.shape[1]
     dtype = core.accumulator_dtype(vectors.dtype)
     vectors, weights = vectors.astype(dtype), jnp.expand_dims(weights.astype(dtype), 1)
     # A particle that counts for nothing may lie anywhere.
     vectors = jnp.where(weights > 0, vectors, 0)
     centred = vectors - jnp.sum(weights * vectors, axis=0, keepdims=True)
     diagonal = from_covariance(jnp.sum(weights * centred**2, axis=0), Metric(jnp.ones((size,), dtype)))
-    if number < PER_SCALAR * size:
+    if (vectors.shape[0] if number is None else number) < PER_SCALAR * size:
         return diagonal
     covariance = core.matmul((weights * centred).T, centred)
     return from_covariance(covariance, Metric(jnp.diag(diagonal.factor)))
+
+
+def resample_and_move(
+    move: Move,
+    scheme: Scheme,
+    key: core.Key,
+    log_density: core.LogDensity,
+    particles: Any,
+    log_weights: jax.Array,
+    step_size: jax.Array,
+    number: int | None = None,
+) -> tuple[Moved, jax.Array]:
+    """Equally weighted particles of a density, from those whose weights make them stand for it.
+
+    Args:
+      move: how they are moved.
+      scheme: of resampling.
+      key: used up.
+      log_density: `position -> scalar`, what the moves leave as it is.
+      particles: pytree (particle, ...).
+      log_weights: (particle,).
+      step_size: (), the first.
+      number: how many to make; as many as there are by default.
+
+    Returns:
+      the particles moved, chain after chain where there are chains, and the ancestor of each, (number,) int32.
+    """
+    number = log_weights.shape[0] if number is None else number
+    length = 1 if move.chain is None else move.chain
+    metric = metric_of(particles, shares(log_weights, 1), number) if move.tunes_metric else None
+    ancestors = scheme(core.fold(key, 0), log_weights, number // length)
+    chosen = jax.tree.map(lambda leaf: leaf[ancestors], particles)
+    moved = go(move, core.fold(key, 1), log_density, chosen, step_size, metric)
+    return moved, jnp.repeat(ancestors, length, total_repeat_length=number)
 
 
 def go(
@@ -138,7 +207,8 @@ def go(
 ) -> Moved:
     """Moves every particle by transitions that leave `exp(log_density)` as it is.
 
-    After each the log of the step size gains what the acceptance rate of all particles has above its target.
+    After each the log of the step size gains what the acceptance rate of all particles has above its target. With
+    chains what is returned are all their states, `move.chain` of each particle, which is the first of its chain.
     """
     number = jax.tree.leaves(particles)[0].shape[0]
     index = jnp.arange(number)
@@ -147,24 +217,43 @@ def go(
         tuning = {"step_size": step_size} if move.tunes_step_size else {}
         return move.factory(log_density, **tuning, **({"inverse_mass_matrix": metric} if move.tunes_metric else {}))
 
+    def transition(time: jax.Array, states: Any, step_size: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        states, info = jax.vmap(build(step_size).step)(core.chain_keys(core.fold(key, 1, time), index), states)
+        rate = jnp.mean(getattr(info, "acceptance_rate", jnp.ones((number,)))).astype(step_size.dtype)
+        gain = jnp.where(jnp.isnan(rate), 0, rate - move.acceptance.astype(rate.dtype))
+        return states, step_size * jnp.exp(gain) if move.tunes_step_size else step_size, rate
+
     def going(carry: Any) -> jax.Array:
         time, _, _, _, correlation = carry
         return (time < move.number) & (move.fixed | (correlation > limit))
 
     def once(carry: Any) -> Any:
         time, states, step_size, total, _ = carry
-        states, info = jax.vmap(build(step_size).step)(core.chain_keys(core.fold(key, 1, time), index), states)
-        rate = jnp.mean(getattr(info, "acceptance_rate", jnp.ones((number,)))).astype(total.dtype)
-        gain = jnp.where(jnp.isnan(rate), 0, rate - move.acceptance.astype(rate.dtype))
-        adapted = step_size * jnp.exp(gain).astype(step_size.dtype) if move.tunes_step_size else step_size
-        correlation = _correlation(first, _scalars(core.position_of(states))).astype(total.dtype)
+        states, adapted, rate = transition(time, states, step_size)
+        correlation = _correlation(first, _scalars(core.position_of(states))).astype(step_size.dtype)
         return time + 1, states, adapted, total + rate, correlation
+
+    def link(carry: tuple[Any, jax.Array], time: jax.Array) -> tuple[tuple[Any, jax.Array], tuple[Any, jax.Array]]:
+        states, adapted, rate = transition(time, *carry)
+        return (states, adapted), (core.position_of(states), rate)
 
     first, limit = _scalars(particles), max(0.1, 3 / math.sqrt(number))
     states = jax.vmap(build(step_size).init)(particles, core.chain_keys(core.fold(key, 0), index))
+    if move.chain is not None:
+        times = jnp.arange(move.chain - 1, dtype=jnp.int32)
+        (_, step_size), (others, rates) = scan.scan(link, (states, step_size), times)
+        chains = jax.tree.map(_chain_after_chain, core.position_of(states), others)
+        correlation = _correlation_within(chains, move.chain).astype(step_size.dtype)
+        return Moved(chains, step_size, jnp.mean(rates), jnp.int32(move.chain - 1), correlation)
     start = jnp.int32(0), states, step_size, jnp.zeros_like(step_size), jnp.ones_like(step_size)
     time, states, step_size, total, correlation = lax.while_loop(going, once, start)
     return Moved(core.position_of(states), step_size, total / time.astype(total.dtype), time, correlation)
+
+
+def _chain_after_chain(first: jax.Array, others: jax.Array) -> jax.Array:
+    """The first states (chain, ...) and those that follow (time, chain, ...) as particles (chain * (1 + time), ...)."""
+    states = jnp.concatenate([jnp.expand_dims(first, 1), jnp.moveaxis(others, 0, 1)], axis=1)
+    return states.reshape(-1, *first.shape[1:])
 
 
 def _scalars(particles: Any) -> jax.Array:
@@ -182,6 +271,14 @@ def _correlation(one: jax.Array, other: jax.Array) -> jax.Array:
     scales = jnp.sqrt(jnp.sum(one**2, axis=0)) * jnp.sqrt(jnp.sum(other**2, axis=0))
     found = jnp.abs(jnp.sum(one * other, axis=0)) / jnp.where(scales > 0, scales, 1)
     return jnp.max(jnp.where((scales > 0) & ~jnp.isnan(found), found, 1), initial=0)
+
+
+def _correlation_within(chains: Any, length: int) -> jax.Array:
+    """The largest correlation of states with those half a chain later, of which there are more than chains."""
+    columns, lag = _scalars(chains), length // 2
+    columns = columns.reshape(-1, length, columns.shape[1])
+    one, other = columns[:, :-lag], columns[:, lag:]
+    return _correlation(one.reshape(-1, one.shape[2]), other.reshape(-1, other.shape[2]))
 
 
 def _deviations(columns: jax.Array) -> jax.Array:

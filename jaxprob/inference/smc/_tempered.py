@@ -15,16 +15,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
-from jaxprob.inference.mcmc._numbers import known_number, known_vector
+from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
-from jaxprob.inference.smc._target import as_path, first_particles, posterior_may_follow
+from jaxprob.inference.smc._target import (
+    as_ladder,
+    as_path,
+    equally_weighted,
+    first_particles,
+    posterior_may_follow,
+)
+from jaxprob.inference.smc._variance import evidence_variance, is_known
 
 HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
 
@@ -35,7 +41,8 @@ class TemperedState(NamedTuple):
     Attributes:
       population: equally weighted particles of the tempered posterior.
       inverse_temperature: (), from 0, the prior, to 1, the posterior.
-      log_evidence_variance: (), estimate of the variance of the log evidence; NaN unless resampling is multinomial.
+      log_evidence_variance: (), estimate of the variance of the log evidence; NaN unless resampling is multinomial or
+        chains are kept.
       step_size: (), of the move, adapted; 1 where the move has its own.
       eves: (particle,), int32, of which particle of the prior each descends.
       steps: (), int32, temperatures so far.
@@ -73,7 +80,8 @@ class TemperedInfo(NamedTuple):
       acceptance_rate: of the moves, mean over particles and transitions.
       num_moves: transitions of each particle.
       correlation: of the particles with where they were before the moves, the largest in size of any scalar of a
-        position. Where it is not small the moves were too few or too poor, and the evidence is not to be trusted.
+        position; with `waste_free` of states half a chain apart. Where it is not small the moves were too few or too
+        poor, and the evidence is not to be trusted.
       step_size: of the next move.
       log_evidence: so far.
     """
@@ -101,6 +109,7 @@ def tempered(
     inverse_temperatures: Any = None,
     moves: int | None = None,
     max_moves: int = 100,
+    waste_free: int | None = None,
     step_size: Any = None,
     acceptance: Any = None,
     scheme: Scheme = multinomial,
@@ -136,11 +145,15 @@ def tempered(
       moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
         position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was.
       max_moves: at most, where `moves` is None.
+      waste_free: P, by which the number of particles can be divided; None for moves of all particles. Instead only
+        particles / P are resampled, from each goes a chain of P states, and all of them are particles. Good where it is
+        not known how many moves it takes: more go further and give more particles as well. At least some ten chains.
       step_size: (), the first; by default what suits a standard normal law of that dimension.
       acceptance: rate the step size is adapted to; 0.234 for a random walk, 0.574 for `mcmc.mala` and `mcmc.barker`,
         0.8 for others by default.
       scheme: of resampling. `log_evidence_variance` is known for `smc.multinomial` alone; `smc.systematic` has a
-        smaller one.
+        smaller one. With `waste_free` it is known for any, from how chains differ; it is too small where they are so
+        short that they remember where they started.
 
     Returns:
       Algorithm whose state is a `TemperedState` and whose info is a `TemperedInfo`. `init(None, key)` draws particles;
@@ -165,25 +178,27 @@ def tempered(
     (True, True)
 
     Source: Del Moral, Doucet & Jasra (2006), section 3.1; Zhou, Johansen & Aston (2016) for the effective sample size
-    of the increment; Lee & Whiteley (2018), equation 12, for the variance.
+    of the increment; Lee & Whiteley (2018), equation 12, for the variance; Dau & Chopin (2022), algorithm 2, for
+    `waste_free`.
     """
     name = "smc.tempered"
-    settings = moves_of.as_move(name, move, moves, max_moves, acceptance, step_size)
+    settings = moves_of.as_move(name, move, moves, max_moves, acceptance, step_size, waste_free)
     metropolis.check_callable(name, scheme=scheme)
     core.check_whole(name, least=2, particles=particles)
     between = "a share between 0 and 1"
     share = known_number(name, "effective_sample_size", effective_sample_size, lambda x: 0 < x < 1, between)
-    ladder = None if inverse_temperatures is None else _as_ladder(name, inverse_temperatures)
+    ladder = None if inverse_temperatures is None else as_ladder(name, inverse_temperatures)
     path = as_path(name, posterior, reference, log_prior, log_likelihood, sample_prior)
     parts, tilts_of = path.parts, jax.vmap(lambda position: path.parts(position)[1])
 
     def init(position: Any, key: core.Key) -> TemperedState:
         position, number = first_particles(name, path, position, particles, core.as_key(key, name))
+        settings.check_number(name, number)
         dtype = jax.eval_shape(tilts_of, position).dtype
         return TemperedState(
-            population=_equal(position, number, jnp.zeros((), dtype)),
+            population=equally_weighted(position, number, jnp.zeros((), dtype)),
             inverse_temperature=jnp.zeros((), dtype),
-            log_evidence_variance=jnp.where(scheme is multinomial, jnp.zeros((), dtype), jnp.nan),
+            log_evidence_variance=jnp.asarray(0 if is_known(scheme, waste_free) else jnp.nan, dtype),
             step_size=settings.first_step_size(core.size(position) // number).astype(dtype),
             eves=jnp.arange(number, dtype=jnp.int32),
             steps=jnp.int32(0),
@@ -200,21 +215,21 @@ def tempered(
         # The difference as it is rounded, so that what is gained at all temperatures is what the last one has.
         gains = paths.tempered(jnp.zeros_like(tilts), beta - old, tilts)
         log_evidence = state.log_evidence + total_mass(gains - math.log(number))
-        weights = shares(gains, 1)
-        ancestors = scheme(core.fold(key, 0), gains, number)
-        chosen = jax.tree.map(lambda leaf: leaf[ancestors], state.position)
 
         def density(position: Any) -> jax.Array:
             base, tilt = parts(position)
             return paths.tempered(base, beta, tilt)
 
-        metric = moves_of.metric_of(state.position, weights) if settings.tunes_metric else None
-        moved = moves_of.go(settings, core.fold(key, 1), density, chosen, state.step_size, metric)
-        variance = _variance(weights, state.eves, state.steps) if scheme is multinomial else jnp.nan
+        moved, ancestors = moves_of.resample_and_move(
+            settings, scheme, key, density, state.position, gains, state.step_size
+        )
+        variance = evidence_variance(
+            scheme, waste_free, shares(gains, 1), state.eves, state.steps, state.log_evidence_variance
+        )
         new = TemperedState(
-            population=_equal(moved.particles, number, log_evidence),
+            population=equally_weighted(moved.particles, number, log_evidence),
             inverse_temperature=beta,
-            log_evidence_variance=jnp.asarray(variance).astype(tilts.dtype),
+            log_evidence_variance=variance,
             step_size=moved.step_size,
             eves=state.eves[ancestors],
             steps=state.steps + 1,
@@ -257,26 +272,3 @@ def _share(tilts: jax.Array, step: jax.Array) -> jax.Array:
     finite = jnp.isfinite(tilts)
     log_weights = jnp.where(finite, step * jnp.where(finite, tilts, 0), -jnp.inf)
     return effective_size(log_weights) / jnp.maximum(jnp.sum(finite), 1).astype(tilts.dtype)
-
-
-def _variance(weights: jax.Array, eves: jax.Array, resamplings: jax.Array) -> jax.Array:
-    """Relative variance of the evidence from which particles are of one family, before they are resampled."""
-    number = weights.shape[0]
-    families = jnp.zeros_like(weights).at[eves].add(weights)
-    # V = 1 - (N / (N - 1))^(n + 1) (1 - sum of squares of the families' weights), without the cancellation.
-    log_ratio = (resamplings + 1).astype(weights.dtype) * math.log1p(1 / (number - 1))
-    variance = jnp.exp(log_ratio) * jnp.sum(families**2) - jnp.expm1(log_ratio)
-    return jnp.where(jnp.sum(weights) > 0, variance, jnp.nan)
-
-
-def _equal(particles: Any, number: int, log_scale: jax.Array) -> Population:
-    return Population(particles, jnp.full((number,), -math.log(number), log_scale.dtype), log_scale)
-
-
-def _as_ladder(name: str, inverse_temperatures: Any) -> jax.Array:
-    """Inverse temperatures as an array; raises a `ValueError` unless they are a ladder, where they are known."""
-
-    def fits(values: np.ndarray) -> bool:
-        return values.size > 0 and bool((np.diff(values, prepend=0) > 0).all()) and values[-1] == 1
-
-    return known_vector(name, "inverse_temperatures", inverse_temperatures, fits, "numbers above 0 that increase to 1")

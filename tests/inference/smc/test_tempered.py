@@ -12,35 +12,7 @@ from jaxprob import models
 from jaxprob.distributions import Bernoulli, Beta, HalfNormal, Normal
 from jaxprob.inference import mcmc, smc
 from jaxprob.inference.smc import _moves as moves_of
-
-NOISE = 0.5
-
-
-def regression(size, number, seed=0):
-    """A linear regression with a standard normal prior: its parts, log evidence, posterior mean and covariance."""
-    draw = np.random.default_rng(seed)
-    design = draw.normal(size=(number, size)) * np.linspace(0.5, 2, size)
-    values = design @ draw.normal(size=size) + NOISE * draw.normal(size=number)
-    evidence = stats.multivariate_normal(cov=design @ design.T + NOISE**2 * np.eye(number)).logpdf(values)
-    covariance = np.linalg.inv(np.eye(size) + design.T @ design / NOISE**2)
-    mean = covariance @ design.T @ values / NOISE**2
-    x, y = jnp.asarray(design, jnp.float32), jnp.asarray(values, jnp.float32)
-
-    def log_likelihood(q):
-        constant = number * np.log(NOISE * np.sqrt(2 * np.pi))
-        return -0.5 * jnp.sum((y - (x * jnp.expand_dims(q, 0)).sum(1)) ** 2) / NOISE**2 - constant
-
-    parts = {
-        "log_prior": lambda q: -0.5 * jnp.sum(q**2) - 0.5 * size * np.log(2 * np.pi),
-        "log_likelihood": log_likelihood,
-        "sample_prior": lambda key: jax.random.normal(key, (size,)),
-    }
-    return parts, evidence, mean, covariance
-
-
-def repeats(algorithm, number, seed=0, **options):
-    run = jax.jit(jax.vmap(lambda key: smc.run_sampler(key, algorithm, **options)))
-    return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), number)))
+from tests.inference.smc._regression import regression, repeats
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,208 @@
+"""Partially Bayesian networks trained by sequential Monte Carlo, against mean-field variational inference and a mode.
+
+A curve whose noise grows along it (one input; mean and log standard deviation as outputs) and two moons of noise 0.3:
+100 examples to train on, 100 to stop by and 2,000 to judge by. One network of two hidden layers of 20, of which the
+first or the last layer is stochastic under a standard normal prior; the others have values, with weight decay.
+
+Every method is trained by `jaxprob.fit` and judged by the negative log predictive density (NLPD) at the parameters
+that were best on the validation data. Settings are those with the best mean validation NLPD over the tuning seeds 100
+and 101, from one grid of rates, decays and layers for all methods; the test is over other seeds. A method may evaluate
+the gradient of the network as often as another at the most, but for the mode, which stops long before.
+
+    python benchmarks/partial_bayes.py [--problems NAME ...] [--methods NAME ...] [--seeds 5] [--out FILE]
+
+Methods measured earlier stay in the file. Source: Zhao, Mair, Schön & Sjölund (2024), "On Feynman-Kac training of
+partial Bayesian neural networks".
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import make_moons
+
+from jaxprob import core, fit, learning
+from jaxprob.distributions import Bernoulli, Normal
+from jaxprob.inference import mcmc
+
+HERE = Path(__file__).resolve().parent
+NUMBER, TEST, WIDTH, PARTICLES, BATCH, TUNING = 100, 2000, 20, 100, 20, (100, 101)
+RATES, DECAYS, LAYERS = (5e-3, 2e-2), (0.01, 0.3), ("first", "last")
+
+
+def curve(rng, number):
+    x = rng.uniform(-6, 6, number)
+    y = x * np.sin(x * np.tanh(x)) + (0.25 + 1 / (1 + np.exp(-x))) * rng.normal(size=number)
+    return x[:, None] / 3, y
+
+
+def moons(rng, number):
+    return make_moons(number, noise=0.3, random_state=int(rng.integers(2**31)))
+
+
+# Data, inputs, outputs, and the density of an example given the outputs.
+PROBLEMS = {
+    "curve": (curve, 1, 2, lambda outputs: Normal(outputs[0], jnp.exp(outputs[1]))),
+    "moons": (moons, 2, 1, lambda outputs: Bernoulli(logits=outputs[0])),
+}
+
+
+def splits(problem, seed):
+    rng = np.random.default_rng(seed)
+    parts = [PROBLEMS[problem][0](rng, number) for number in (NUMBER, NUMBER, TEST)]
+    return [tuple(jnp.asarray(a, jnp.float32) for a in part) for part in parts]
+
+
+def network(problem, layer):
+    _, inputs, outputs, density = PROBLEMS[problem]
+    sizes = {"first": (inputs, WIDTH), "inner": (WIDTH, WIDTH), "last": (WIDTH, outputs)}
+
+    def init(key):
+        kernel = jax.nn.initializers.glorot_normal()
+        keys = zip(jax.random.split(key, len(sizes)), sizes.items(), strict=True)
+        return {name: {"kernel": kernel(key, shape), "bias": jnp.zeros(shape[1])} for key, (name, shape) in keys}
+
+    def log_likelihood(params, example):
+        x, y = example
+        for name in sizes:
+            x = x @ params[name]["kernel"] + params[name]["bias"]
+            x = x if name == "last" else jnp.tanh(x)
+        return density(x).log_prob(y)
+
+    return learning.PartialBayes(init, log_likelihood, f"{layer}.*", Normal(0.0, 1.0))
+
+
+def mode(model, rate, decay):
+    """The mode of the posterior."""
+
+    def nlpd(params, batch, key):
+        return -jnp.mean(jax.vmap(functools.partial(model.log_likelihood, params))(batch))
+
+    def loss(params, batch, key):
+        _, stochastic = learning.partition(params, model.stochastic)
+        return nlpd(params, batch, key) - model.log_prior(stochastic) / NUMBER
+
+    rules = {pattern: optax.adam(rate) for pattern in model.stochastic}
+    optimizer = learning.by_path(rules, default=optax.adamw(rate, weight_decay=decay))
+    return learning.Task(model.init, loss, optimizer, validation_loss=nlpd)
+
+
+def mean_field(model, rate, decay, draws=50):
+    """A Gaussian of independent parameters, by the evidence lower bound and reparametrised draws."""
+
+    def init(key):
+        deterministic, mean = learning.partition(model.init(key), model.stochastic)
+        return {"value": deterministic, "mean": mean, "log_scale": jax.tree.map(lambda x: jnp.full_like(x, -2.0), mean)}
+
+    def drawn(params, key, number):
+        mean, unravel = core.ravel(params["mean"])
+        scale = jnp.exp(core.ravel(params["log_scale"])[0])
+        points = jax.vmap(lambda noise: unravel(mean + scale * noise))(jax.random.normal(key, (number, mean.size)))
+        return learning.PartialParams(params["value"], points)
+
+    def loss(params, batch, key):
+        expected = jnp.mean(model.log_likelihoods(drawn(params, key, draws), batch))
+        mean, log_scale = core.ravel(params["mean"])[0], core.ravel(params["log_scale"])[0]
+        divergence = jnp.sum((mean**2 + jnp.exp(2 * log_scale) - 1) / 2 - log_scale)
+        return -expected + divergence / NUMBER
+
+    def nlpd(params, batch, key):
+        return -jnp.mean(learning.log_predictive(model, drawn(params, key, PARTICLES), batch))
+
+    optimizer = learning.by_path({"value.*": optax.adamw(rate, weight_decay=decay)}, default=optax.adam(rate))
+    return learning.Task(init, loss, optimizer, validation_loss=nlpd)
+
+
+def open_horizon(model, rate, decay, **options):
+    optimizer = optax.adamw(rate, weight_decay=decay)
+    return learning.open_horizon_smc(model, optimizer, size=NUMBER, particles=PARTICLES, **options)
+
+
+# Task, examples in a batch, steps, and gradients of the network on all data that a step costs.
+METHODS = {
+    "mode": (mode, NUMBER, 3000, 1),
+    "mean_field": (mean_field, NUMBER, 3600, 50),
+    "open_horizon": (functools.partial(open_horizon, move=mcmc.mala, moves=3), NUMBER, 300, 6 * PARTICLES),
+    "open_horizon_batches": (open_horizon, BATCH, 4500, 2 * PARTICLES * BATCH / NUMBER),
+}
+
+
+def train(problem, method, seed, rate, decay, layer):
+    make, batch, steps, _ = METHODS[method]
+    training, validation, test = splits(problem, seed)
+    task = make(network(problem, layer), rate, decay)
+    began = time.perf_counter()
+    result = fit(
+        task,
+        learning.data.arrays(training, batch, seed=seed),
+        key=jax.random.key(seed),
+        steps=steps,
+        validation=learning.data.arrays(validation, NUMBER),
+        evaluate_every=steps // 200,
+        log_every=steps // 10,
+        progress=None,
+        devices=1,
+    )
+    nlpd = jax.jit(task.validation_loss)(result.best, test, jax.random.key(1000 + seed))
+    return {
+        "test": round(float(nlpd), 4),
+        "validation": round(float(np.nanmin(result.history["validation/loss"])), 4),
+        "best_step": result.best_step,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def measure(problem, method, seeds):
+    grid = [
+        {"rate": rate, "decay": decay, "layer": layer}
+        for rate, decay, layer in itertools.product(RATES, DECAYS, LAYERS)
+    ]
+    tried = [np.mean([train(problem, method, s, **settings)["validation"] for s in TUNING]) for settings in grid]
+    best = grid[int(np.argmin(tried))]
+    rows = [train(problem, method, seed, **best) for seed in range(seeds)]
+    return {
+        "settings": best,
+        "test_nlpd": round(float(np.mean([row["test"] for row in rows])), 4),
+        "gradients_of_the_network": METHODS[method][2] * METHODS[method][3],
+        "seeds": rows,
+        "tuning": [{**settings, "validation": round(float(v), 4)} for settings, v in zip(grid, tried, strict=True)],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", default=HERE / "results" / "partial_bayes.json", type=Path)
+    args = parser.parse_args()
+    task = {"training": NUMBER, "test": TEST, "width": WIDTH, "particles": PARTICLES, "seeds": args.seeds}
+    for problem, method in itertools.product(args.problems, args.methods):
+        found = measure(problem, method, args.seeds)
+        print(problem, method, json.dumps(found), flush=True)
+        before = json.loads(args.out.read_text()) if args.out.exists() else {}
+        problems = before["problems"] if before.get("task") == task else {}
+        problems.setdefault(problem, {})[method] = found
+        report = {
+            "device": jax.devices()[0].device_kind,
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "versions": {name: version(name) for name in ("jax", "jaxlib", "optax", "scikit-learn")},
+            "task": task,
+            "problems": problems,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
