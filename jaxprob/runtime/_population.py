@@ -101,8 +101,12 @@ class WithPopulation:
             # Others may still be on their way when this one has long been done.
             done = state.sampler.done
             kept = jax.tree.map(lambda one, other: jnp.where(done, one, other), state.info, info_of(new, info))
+            log_weights = new.population.log_weights
             # Evenly over the particles: siblings stay neighbours, as an effective sample size of a series wants them.
-            order = smc.systematic(core.fold(key, 1), new.population.log_weights, self.draws)
+            # Where weights differ particles may stand in the order of their likelihoods, and copies side by side.
+            order = smc.systematic(core.fold(key, 1), log_weights, self.draws)
+            equal = jnp.max(log_weights) == jnp.min(log_weights)
+            order = jnp.where(equal, order, jax.random.permutation(core.fold(key, 2), order))
             order = jnp.where(done, state.order, order)
             first = jax.tree.map(lambda x: x[order[0]], new.population.particles)
             return Drawn(first, new, kept, order, state.drawn), kept

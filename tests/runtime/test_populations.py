@@ -175,3 +175,13 @@ def test_there_is_no_evidence_of_a_chain():
     result = jaxprob.sample(POSTERIOR, KEY, chains=1, warmup=5, draws=5)
     with pytest.raises(ValueError, match="log_evidence is not estimated"):
         result.log_evidence
+
+
+@pytest.mark.parametrize("sampler", [smc.nested, smc.persistent], ids=["nested", "persistent"])
+def test_draws_of_weighted_samplers_look_like_independent_ones(sampler):
+    result = jaxprob.sample(POSTERIOR, KEY, algorithm=sampler(particles=500), chains=4, devices=1)
+    assert result.draws["mean"].shape == (4, 500)
+    assert result.summary().r_hat.max() < 1.05
+    assert result.summary().ess_tail.min() > 500
+    assert result.draws["mean"].std() == pytest.approx(np.sqrt(VARIANCE), rel=0.1)
+    np.testing.assert_allclose(result.log_evidence, EVIDENCE, atol=0.4)

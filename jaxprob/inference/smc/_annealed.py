@@ -202,7 +202,7 @@ def annealed(
 def _as_step_sizes(name: str, move: Any, step_size: Any, number: int) -> jax.Array:
     """One step size, or one for each temperature."""
     moves_of.check_takes_step_size(name, move, step_size)
-    if not jnp.ndim(step_size):
+    if not np.ndim(step_size):
         return known_number(name, "step_size", step_size, lambda x: 0 < x < math.inf, "a positive number")
 
     def fits(values: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 A population of the prior loses a batch of its particles of least likelihood, and copies of the others take their
 places, moved by Markov chain Monte Carlo where the likelihood is above the level of the batch. All that died and all
-that live are a weighted population of the posterior. It needs no temperatures, and passes where tempering jumps.
+that live are a weighted population of the posterior. It needs no temperatures.
 
 Source: Skilling (2006), "Nested sampling for general Bayesian computation"; as sequential Monte Carlo on levels:
 Brehier et al. (2016), "Unbiasedness of some generalized adaptive multilevel splitting algorithms".

@@ -24,8 +24,7 @@ from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampling import Scheme, systematic
 from jaxprob.inference.smc._target import as_path, first_particles, posterior_may_follow
-
-HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
+from jaxprob.inference.smc._tempered import HALVINGS
 
 
 class PersistentState(NamedTuple):
@@ -221,7 +220,9 @@ def persistent(
             settings, scheme, key, density, state.position, log_weights, state.step_size, number
         )
         particles = jax.tree.map(
-            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, generation * number, 0),
+            lambda whole, part: lax.dynamic_update_slice_in_dim(
+                whole, part.astype(whole.dtype), generation * number, 0
+            ),
             state.position,
             moved.particles,
         )
