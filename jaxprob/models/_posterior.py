@@ -98,7 +98,8 @@ class Posterior:
           ValueError: as `log_density`.
         """
         inside, (outside, log_dets) = _scoring.scores(self, position)
-        prior, likelihood = list(log_dets.values()), []
+        prior = list(log_dets.values())
+        likelihood: list[jax.Array] = []
         for group, found in zip(self.groups, inside, strict=True):
             known = [name for name in found if name not in log_dets and name not in group.names]
             prior.append(_groups.log_sum(group, {n: x for n, x in found.items() if n not in known}))

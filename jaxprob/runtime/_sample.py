@@ -197,11 +197,12 @@ class _Plan:
             raise core.bad_type(
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
-        self.positions, self.build = None, None
+        self.positions: Any = None
         if self.populations:
             for name, value, usual in (("initial", initial, None), ("thin", thin, 1)):
                 if value != usual:
                     raise core.bad_value("sample", name, value, f"{usual} for {describe_algorithm(algorithm)}")
+            self.build: Any
             self.build, self.position_shape = with_population(algorithm, target, key, warmup, draws)
             self.warmup, self.draws = self.build.warmup, self.build.draws
         else:

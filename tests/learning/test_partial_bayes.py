@@ -112,15 +112,18 @@ def test_the_gradient_is_that_of_the_log_evidence(data, gradients):
 def test_a_batch_counts_for_all_data(data, gradients):
     """20 examples of 60 count three times, and the gradient is a mean over the 20."""
     x, z, y = part = tuple(a[:20] for a in data)
-    found, _, _ = gradients(part)
-    mean, _, _ = exact(part, power=3)
+    found, new, _ = gradients(part)
+    mean, covariance, _ = exact(part, power=3)
     expected = -z.T @ (y - z @ LEVELS - x @ mean) / NOISE**2 / 20
     assert np.all(np.abs(found.mean(0) - expected) < 4.5 * found.std(0) / math.sqrt(32))
     assert np.all(found.std(0) < 0.03)
+    # Of 6,400 particles, as many as 4,000 independent ones at least: standard errors of 2 %.
+    variances = np.asarray(new.params.particles["slopes"]).var(1).mean(0)
+    np.testing.assert_allclose(variances, np.diag(covariance), rtol=0.1)
 
 
 def train(task, source, steps, chains):
-    """Chains of steps of training: last states, and infos and moments of the slopes of each step."""
+    """Chains of training, each on epochs of its own: last states, infos and moments of the slopes of each step."""
     init, step = learning.training(task)
 
     def one(key, state, index):
@@ -130,11 +133,12 @@ def train(task, source, steps, chains):
         centred = slopes - jnp.expand_dims(mean, 0)
         return state, (info, mean, centred.T @ centred / slopes.shape[0])
 
-    def chain(key):
-        state = init(task.init(jax.random.fold_in(key, steps)))
-        return scan.scan(partial(one, key), state, jnp.arange(steps))
+    def chain(index):
+        key = jax.random.fold_in(jax.random.key(4), index)
+        state = init(task.init(jax.random.fold_in(key, chains * steps)))
+        return scan.scan(partial(one, key), state, index * steps + jnp.arange(steps))
 
-    state, (info, mean, covariance) = jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(4), chains))
+    state, (info, mean, covariance) = jax.jit(jax.vmap(chain))(jnp.arange(chains))
     return state, info, np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
 
 
@@ -146,18 +150,12 @@ def test_batches_add_up_to_the_posterior(data):
     mean, covariance, _ = exact(data, prior=0.15)
     scale = np.sqrt(np.diag(covariance))
     means, covariances = means[:, 30:], covariances[:, 30:]
-    print(
-        "Z",
-        (means.mean((0, 1)) - mean) / scale,
-        (means - mean).std((0, 1)) / scale,
-        covariances.mean((0, 1)) / covariance,
-    )
-    # Means of 960 steps in 8 chains have errors of 0.01 standard deviations, variances of 1 %.
-    assert np.all(np.abs(means.mean((0, 1)) - mean) < 0.1 * scale)
+    # The centres of 8 chains are off by 0.4 standard deviations, for some seven steps each: 0.03 for the mean of 120.
+    assert np.all(np.abs(means.mean((0, 1)) - mean) < 0.15 * scale)
     np.testing.assert_allclose(np.diag(covariances.mean((0, 1))), np.diag(covariance), rtol=0.06)
     np.testing.assert_allclose(covariances.mean((0, 1))[0, 1], covariance[0, 1], rtol=0.1)
     # What single steps add to the spread of a prediction, since they know the last 60 examples or so.
-    assert np.all((means - mean).std((0, 1)) < 0.7 * scale)
+    assert np.all((means - mean).std((0, 1)) < 0.6 * scale)
     assert info["inverse_temperature"][:, 30:].mean() > 0.9
     assert np.all(info["effective_sample_size"] > 199)  # half of them, whatever a batch says
     assert np.all(info["inverse_temperature"][:, 0] < 1)  # a prior this far off is not left at once
@@ -180,7 +178,6 @@ def test_with_moves_it_comes_to_the_largest_evidence(data, moved):
     mean, covariance, _ = exact(data, best)
     scale = np.sqrt(np.diag(covariance))
     means, covariances = means[:, 75:].mean((0, 1)), covariances[:, 75:].mean((0, 1))
-    print("M", (means - mean) / scale, covariances / covariance)
     assert np.all(np.abs(means - mean) < 0.05 * scale)
     np.testing.assert_allclose(np.diag(covariances), np.diag(covariance), rtol=0.05)
     assert np.all(info["inverse_temperature"][:, 75:] == 1)
@@ -188,6 +185,7 @@ def test_with_moves_it_comes_to_the_largest_evidence(data, moved):
     assert np.all(info["correlation"][:, 75:] < 0.6)
     rate = info["acceptance_rate"][:, 75:].mean()
     assert abs(rate - 0.574) < 0.03
+    assert np.unique(state.params.carried.step_size).size == 4  # each has adapted its own
 
 
 def test_predictions_are_those_of_the_exact_posterior(data, moved):

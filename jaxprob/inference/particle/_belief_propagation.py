@@ -126,7 +126,8 @@ def belief_propagation(
     Source: Opipari et al. (2023); Ihler & McAllester (2009), for the weights.
     """
     name = "particle.belief_propagation"
-    key, _ = core.as_key(key, name), _check_field(name, field)
+    key = core.as_key(key, name)
+    _check_field(name, field)
     core.check_whole(name, particles=particles)
     numbers = _numbers_of(name, field, iterations, redraws)
     base = _Base(None, jnp.zeros((field.nodes, particles)))
@@ -178,7 +179,8 @@ def belief_step(
     0.8 0.6
     """
     name = "particle.belief_step"
-    key, _ = core.as_key(key, name), _check_field(name, field)
+    key = core.as_key(key, name)
+    _check_field(name, field)
     if not isinstance(beliefs, Beliefs):
         raise core.bad_type(name, "beliefs", beliefs, "those of particle.belief_propagation or particle.belief_step")
     if beliefs.log_weights.shape[0] != field.nodes:
@@ -292,7 +294,7 @@ def _each_node(key: core.Key, log_weights: jax.Array, scheme: smc.Scheme, times:
     return jax.vmap(lambda key, row: scheme(key, row, number))(keys, log_weights)
 
 
-def _particle_keys(key: core.Key, shape: tuple[int, int]) -> core.Key:
+def _particle_keys(key: core.Key, shape: tuple[int, ...]) -> core.Key:
     nodes = core.chain_keys(key, jnp.arange(shape[0]))
     return jax.vmap(lambda key: core.chain_keys(key, jnp.arange(shape[1])))(nodes)
 
@@ -364,13 +366,13 @@ def _redraw(
     dtype, number = passed.log_weights.dtype, len(field.edges)
     size, most = base.log_weights.shape[1], wiring.into.shape[1]
     edge, forward = np.arange(2 * number, dtype=np.int32) % number, np.arange(2 * number) < number
-    share = -np.log1p(wiring.arrives.sum(1))[:, None, None].astype(dtype)
     there = np.pad(wiring.arrives, ((0, 0), (1, 0)), constant_values=True)[:, :, None]
 
-    # One resampling for a node: of which law, and of which particle of it, each of its new particles comes.
+    # One resampling for a node: of which law, and of which particle of it, each of its new particles comes. All laws
+    # have one share, which scales the weights of a node and need not be known.
     senders = _normalized(passed.log_weights)[wiring.sender]
     laws = jnp.concatenate([jnp.expand_dims(base.log_weights, 1), senders[wiring.into]], axis=1)
-    laws = jnp.where(there, laws + share, -jnp.inf)
+    laws = jnp.where(there, laws, -jnp.inf)
     chosen = _each_node(key, laws.reshape(field.nodes, -1), scheme, most + 1)
     law, ancestor = chosen // size, chosen % size
     from_base = _from_base(key, field, base, ancestor)
@@ -391,7 +393,7 @@ def _redraw(
     from_neighbours = core.logsumexp(jnp.expand_dims(senders, 2) + values, axis=1)
     log_base = _log_base(field, base, fresh)
     densities = jnp.concatenate([jnp.expand_dims(log_base, 1), from_neighbours[wiring.into]], axis=1)
-    mixture = core.logsumexp(jnp.where(there, densities + share, -jnp.inf), axis=1)
+    mixture = core.logsumexp(jnp.where(there, densities, -jnp.inf), axis=1)
     return fresh, log_base - lax.stop_gradient(mixture)
 
 

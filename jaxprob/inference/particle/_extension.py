@@ -129,6 +129,7 @@ def extend(
       pinned: (), bool.
     """
     if isinstance(program.generator, Sampler):
+        assert key is not None
         data = jax.random.key_data(key)
         data = data if pin is None else jnp.where(pinned, pin, data)
         own = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))

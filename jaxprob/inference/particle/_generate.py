@@ -155,8 +155,9 @@ def sequences_of(last: Branch, drawn: Any, lines: jax.Array) -> Sequence:
     """
     index = lines[-1]
     elements, key_data = jax.tree.map(lambda leaf: jnp.swapaxes(jax.vmap(lambda x, i: x[i])(leaf, lines), 0, 1), drawn)
-    scores = last.length, last.log_potential, last.log_probability
-    return Sequence(elements, *jax.tree.map(lambda leaf: leaf[index], scores), key_data)
+    chosen = last.length, last.log_potential, last.log_probability
+    length, log_potential, log_probability = jax.tree.map(lambda leaf: leaf[index], chosen)
+    return Sequence(elements, length, log_potential, log_probability, key_data)
 
 
 def sequence_of(generator: LanguageModel, tokens: Any, potential: Any = None, *, end: Any = None) -> Sequence:

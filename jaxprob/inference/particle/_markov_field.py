@@ -121,9 +121,10 @@ def longest_path(nodes: int, edges: tuple[tuple[int, int], ...]) -> int:
         near[b].append(a)
     longest = 0
     for start in range(nodes):
-        reached, last, steps = {start}, [start], 0
-        while last := [node for old in last for node in near[old] if node not in reached and not reached.add(node)]:
-            steps += 1
+        reached, last, steps = {start}, {start}, -1
+        while last:
+            last, steps = {node for old in last for node in near[old]} - reached, steps + 1
+            reached = reached | last
         longest = max(longest, steps)
     return longest
 

@@ -43,7 +43,7 @@ class Choice(NamedTuple):
     """
 
     particle: Any
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]
     weight: jax.Array
 
 
@@ -265,13 +265,15 @@ def _tokens(program: Program, weight: jax.Array, branching: int | None, branches
     gains = weight.astype(dtype) * log_p.astype(dtype) + values.astype(dtype)
 
     def extended(parent: jax.Array, slot: jax.Array) -> Branch:
-        append = lambda *args: extension.append(program, *args, last)  # noqa: E731
+        def append(branch: Branch, state: Any, token: jax.Array, log_p: jax.Array) -> Branch:
+            return extension.append(program, branch, state, token, log_p, last)
+
         return jax.vmap(append)(take(branches, parent), take(states, parent), tokens[parent, slot], log_p[parent, slot])
 
     return gains, extended
 
 
-def _draws(program: Program, key: core.Key, branching: int, branches: Branch, time: Any, last: Any) -> Any:
+def _draws(program: Program, key: Any, branching: Any, branches: Branch, time: Any, last: Any) -> Any:
     """Gains (beam, draw) of draws of a sampler's next element, and a function that takes those chosen."""
     beams = branches.ended.shape[0]
 

@@ -54,7 +54,8 @@ def sequence_gibbs(
       potential: as for `generate`.
       particles: 2 or more, the current sequence included.
       scheme: of resampling, one that `smc.conditional` knows; `smc.systematic` by default.
-      threshold: share of the particles in [0, 1] below which the effective sample size leads to resampling.
+      threshold: share of the particles in [0, 1] below which the effective sample size leads to resampling; 1 for
+        always. As that size is 1 at least, a half of two particles leads to none.
       proposal: as for `generate`.
       end: as for `generate`.
       inverse_temperature: beta, 0 or more; may be a tracer.
@@ -84,34 +85,23 @@ def sequence_gibbs(
     rule = smc.adaptive(smc.conditional(smc.systematic if scheme is None else scheme), threshold)
     last = generation.lasts(length)
 
-    def choose(key: core.Key, found: smc.Run) -> tuple[Sequence, jax.Array]:
-        """A sequence, and the particles along it (time,)."""
-        line = trace(jnp.asarray(found.info.ancestors), one_of(key, found.state.population.log_weights, (1,)))
-        sequences = generation.sequences_of(found.state.population.particles, found.kept, line)
-        return jax.tree.map(lambda leaf: leaf[0], sequences), line[:, 0]
+    def draw(key: core.Key, model: FeynmanKac, data: Any, rule: Any = None) -> tuple[Sequence, jax.Array, jax.Array]:
+        """A sequence chosen by weight, the particles along it (time,), and effective sample sizes (time,)."""
+        for_run, for_choice = jax.random.split(core.as_key(key, name))
+        found = smc.run(for_run, model, data, particles, resampler=rule, keep=generation.what_was_drawn)
+        population, info = found.state.population, found.info
+        line = trace(jnp.asarray(info.ancestors), one_of(for_choice, population.log_weights, (1,)))
+        sequences = generation.sequences_of(population.particles, found.kept, line)
+        return jax.tree.map(lambda leaf: leaf[0], sequences), line[:, 0], info.effective_sample_size
 
     def init(position: Any, key: core.Key) -> GibbsState:
-        if position is not None:
-            return GibbsState(_checked(name, position, length, program))
-        for_run, for_choice = jax.random.split(core.as_key(key, name))
-        model = extension.feynman_kac(program)
-        return GibbsState(
-            choose(for_choice, smc.run(for_run, model, last, particles, keep=generation.what_was_drawn))[0]
-        )
+        if position is None:
+            return GibbsState(draw(key, extension.feynman_kac(program), last)[0])
+        return GibbsState(_checked(name, position, length, program))
 
     def step(key: core.Key, state: GibbsState) -> tuple[GibbsState, GibbsInfo]:
-        for_run, for_choice = jax.random.split(core.as_key(key, name))
         pins = state.position.elements if state.position.key_data is None else state.position.key_data
-        found = smc.run(
-            for_run,
-            _pinned(program, particles),
-            (last, pins),
-            particles,
-            resampler=rule,
-            keep=generation.what_was_drawn,
-        )
-        position, index = choose(for_choice, found)
-        ess = found.info.effective_sample_size
+        position, index, ess = draw(key, _pinned(program, particles), (last, pins), rule)
         return GibbsState(position), GibbsInfo(jnp.mean((index != 0).astype(ess.dtype)), jnp.min(ess))
 
     return core.Algorithm(init, step)
@@ -122,13 +112,13 @@ def _pinned(program: Program, particles: int) -> FeynmanKac:
     pinned = jnp.arange(particles) == 0
 
     def initial(key: core.Key, datum: Any) -> Branch:
-        keys = core.chain_keys(key, jnp.arange(particles))
+        (last, pin), keys = datum, core.chain_keys(key, jnp.arange(particles))
         first = extension.root(program)
-        return jax.vmap(lambda key, pinned: extension.extend(program, key, first, *datum, pinned))(keys, pinned)
+        return jax.vmap(lambda key, pinned: extension.extend(program, key, first, last, pin, pinned))(keys, pinned)
 
     def transition(key: core.Key, branches: Branch, time: jax.Array, datum: Any) -> Branch:
-        keys = core.chain_keys(key, jnp.arange(particles))
-        one = lambda key, branch, pinned: extension.extend(program, key, branch, *datum, pinned)  # noqa: E731
+        (last, pin), keys = datum, core.chain_keys(key, jnp.arange(particles))
+        one = lambda key, branch, pinned: extension.extend(program, key, branch, last, pin, pinned)  # noqa: E731
         return jax.vmap(one)(keys, branches, pinned)
 
     model = extension.feynman_kac(program)

@@ -237,7 +237,10 @@ def go(
         states, adapted, rate = transition(time, *carry)
         return (states, adapted), (core.position_of(states), rate)
 
-    first, limit = _scalars(particles), max(0.1, 3 / math.sqrt(number))
+    first = _scalars(particles)
+    # What the largest of so many correlations comes to by chance.
+    chance = max(3.0, 0.5 + math.sqrt(2 * math.log(max(2 * first.shape[1], 1))))
+    limit = max(0.1, chance / math.sqrt(number))
     states = jax.vmap(build(step_size).init)(particles, core.chain_keys(core.fold(key, 0), index))
     if move.chain is not None:
         times = jnp.arange(move.chain - 1, dtype=jnp.int32)

@@ -211,9 +211,9 @@ def nested(
         live, number = first_particles(name, path, position, particles, core.fold(key, 0))
         more = steps * batch_of(number)
         found = jax.tree.map(jnp.asarray, (live, values_of(live)))
-        places = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]), found)
+        everyone, values = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]), found)
         ties = jax.random.exponential(core.fold(key, 1), (number,), found[1].dtype)
-        return settle(*places, ties, settings.first_step_size(core.size(live) // number), jnp.int32(0))
+        return settle(everyone, values, ties, settings.first_step_size(core.size(live) // number), jnp.int32(0))
 
     def step(key: core.Key, state: NestedState) -> tuple[NestedState, NestedInfo]:
         key = core.as_key(key, name)

@@ -388,14 +388,12 @@ def test_one_node_is_weighted_by_its_unary_and_one_particle_has_all_the_weight()
     assert one.weights.tolist() == [[1.0]] * 5
 
 
-def test_draws_of_nodes_particles_and_times_are_their_own():
-    field = normal_field(True, moving=MOVING, **PAIR)
-    ys = jnp.zeros(2)
-    first = particle.belief_propagation(fresh(), field, ys, particles=50)
-    later = particle.belief_step(fresh(1), field, first, ys)
-    for beliefs in (first, later):
-        assert len(np.unique(np.asarray(beliefs.particles))) == 100
-    assert first.particles.shape == later.particles.shape == (2, 50)
+def test_draws_of_nodes_particles_redraws_and_times_are_their_own():
+    field, ys = normal_field(True, moving=MOVING, **PAIR), jnp.zeros(2)
+    drawn = [particle.belief_propagation(fresh(), field, ys, particles=50, redraws=n) for n in range(3)]
+    drawn.append(particle.belief_step(fresh(1), field, drawn[-1], ys))
+    assert all(beliefs.particles.shape == (2, 50) for beliefs in drawn)
+    assert len(np.unique(np.concatenate([np.asarray(beliefs.particles) for beliefs in drawn]))) == 400
 
 
 def test_jit_vmap_and_precision(x64):

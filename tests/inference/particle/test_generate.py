@@ -418,7 +418,7 @@ def test_a_reward_that_is_undefined_wins_nothing():
     assert (np.isfinite(beams.scores) == (np.arange(9) < 4)).all()
     never_one = particle.LanguageModel(None, Partial(chain_step, jnp.asarray(LOGITS).at[:, 1].set(-jnp.inf)), TOKENS)
     for weight in (0.0, 1.0):
-        ones = lambda state, token: 5.0 * (token == 1)  # noqa: E731
+        ones = lambda state, token: jnp.where(token == 1, 5.0, 0.0)  # noqa: E731
         beams = particle.beam_search(never_one, 2, ones, width=9, probability_weight=weight)
         assert (np.asarray(beams.sequences.elements)[:4] != 1).all()
         assert (np.isfinite(beams.scores) == (np.arange(9) < 4)).all()
