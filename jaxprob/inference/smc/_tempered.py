@@ -143,7 +143,8 @@ def tempered(
       effective_sample_size: at each temperature, a share of the particles in (0, 1); an array or a tracer.
       inverse_temperatures: (step,), increasing to 1 from above 0: a fixed ladder instead.
       moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
-        position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was.
+        position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was
+        (more where there are hundreds of scalars).
       max_moves: at most, where `moves` is None.
       waste_free: P, by which the number of particles can be divided; None for moves of all particles. Instead only
         particles / P are resampled, from each goes a chain of P states, and all of them are particles. Good where it is
