@@ -214,7 +214,7 @@ def vectors(position):
     return np.concatenate([np.asarray(x, float).reshape(len(x), -1) for x in jax.tree.leaves(position)], axis=1)
 
 
-def measure(name, number, rounds, reference_runs=4, reference_factor=8):
+def measure(name, number, rounds, reference_runs=4, reference_factor=4):
     """One model: seconds, evidence error and effective particles of each sampler."""
     posterior, exact = MODELS[name]()
     big = ours(posterior, number * reference_factor, effective_sample_size=0.7)

@@ -1,10 +1,14 @@
-"""Bootstrap filters of stochastic volatility beside `particles` and cuthbert: seconds a step by number of particles.
+"""Particle filters beside `particles` and cuthbert, and tempered samplers beside BlackJAX.
 
-The same series of 100 returns for all, systematic resampling where the effective sample size is below one half. Rounds
-go in turn; run times are medians, compile times those of the first call less the median. `particles` runs in a process
-and an environment of its own, since it needs NumPy below 2: made by `uv run`, or that of `--particles PYTHON`.
+Filters: bootstrap filters of stochastic volatility, seconds a step by number of particles. The same series of 100
+returns for all, systematic resampling where the effective sample size is below one half. Rounds go in turn; run times
+are medians, compile times those of the first call less the median. `particles` runs in a process and an environment of
+its own, since it needs NumPy below 2: made by `uv run`, or that of `--particles PYTHON`.
 
-    python benchmarks/smc.py [--rounds 5] [--numbers 1000 10000 100000 1000000] [--particles PYTHON] [--out FILE]
+Tempered: see `_tempered_smc.py`; seconds, and errors of the evidence and of the means, from runs of each in turn. A row
+replaces the one of its number or model in the file of results, and leaves the others.
+
+    python benchmarks/smc.py [--parts filters tempered] [--rounds 5] [--numbers 1000 ...] [--models regression_10 ...]
 """
 
 import argparse
@@ -18,6 +22,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import _tempered_smc
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,25 +102,18 @@ def of_particles(python, number, ys, repeats):
     return json.loads(found.stdout.splitlines()[-1])["rows"][str(number)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--numbers", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--particles", help="a Python that has `particles`")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+def filters(args):
+    """Rows by number of particles."""
     uv = shutil.which("uv") or str(HERE.parent / ".uv" / "bin" / "uv")
     python = [args.particles] if args.particles else [
         uv, "run", "--no-project", "--with", "particles", "--with", "numpy<2", "--with", "setuptools<81", "python"
     ]  # fmt: skip
-    ys, rows = series(), {}
+    ys = series()
     for number in args.numbers:
         functions = {"jaxprob": ours(number, ys), "cuthbert": cuthberts(number, ys)}
         first = {name: timed(function, 0)[0] for name, function in functions.items()}
-        times, values = (
-            {name: [] for name in (*functions, "particles")},
-            {name: [] for name in (*functions, "particles")},
-        )
+        names = (*functions, "particles")
+        times, values = {name: [] for name in names}, {name: [] for name in names}
         for round_ in range(args.rounds):
             for name, function in functions.items():
                 seconds, value = timed(function, round_ + 1)
@@ -125,24 +123,52 @@ def main():
                 times["particles"].append(seconds)
                 values["particles"].append(value)
         median = {name: statistics.median(each) for name, each in times.items()}
-        rows[number] = {
-            "ms_a_step": {name: round(1e3 * each / STEPS, 4) for name, each in median.items()},
-            "times_as_fast": {name: round(each / median["jaxprob"], 2) for name, each in median.items()},
-            "compile_seconds": {name: round(first[name] - median[name], 2) for name in functions},
-            "log_likelihood": {name: [round(x, 2) for x in each] for name, each in values.items()},
-        }
-        print(number, json.dumps(rows[number]), flush=True)
+        yield (
+            str(number),
+            {
+                "ms_a_step": {name: round(1e3 * each / STEPS, 4) for name, each in median.items()},
+                "times_as_fast": {name: round(each / median["jaxprob"], 2) for name, each in median.items()},
+                "compile_seconds": {name: round(first[name] - median[name], 2) for name in functions},
+                "log_likelihood": {name: [round(x, 2) for x in each] for name, each in values.items()},
+            },
+        )
+
+
+def tempered(args):
+    """Rows by model."""
+    for name in args.models:
+        yield name, _tempered_smc.measure(name, args.population, args.rounds)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=("filters", "tempered"), default=["filters", "tempered"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--numbers", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--models", nargs="+", choices=_tempered_smc.MODELS, default=list(_tempered_smc.MODELS))
+    parser.add_argument("--population", type=int, default=512, help="particles of the tempered samplers")
+    parser.add_argument("--particles", help="a Python that has `particles`")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
     versions = {}
-    for name in ("jax", "jaxlib", "cuthbert"):
+    for name in ("jax", "jaxlib", "cuthbert", "blackjax"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
     device = jax.devices()[0].device_kind
-    report = {"device": device, "machine": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"device": device, "machine": f"{cores} of {os.cpu_count()} cores, {platform.machine()}"}
     out = args.out or HERE / "results" / f"smc-{device.lower().replace(' ', '-')}.json"
+    report = json.loads(out.read_text()) if out.exists() else {}
+    report |= machine | {"versions": versions}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report | {"steps": STEPS, "rounds": args.rounds, "filters": rows}, indent=1) + "\n")
+    for part, rows in (("filters", filters), ("tempered", tempered)):
+        for name, row in rows(args) if part in args.parts else ():
+            row["rounds"] = args.rounds
+            report.setdefault(part, {})[name] = row
+            out.write_text(json.dumps(report, indent=1) + "\n")
+            print(name, json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

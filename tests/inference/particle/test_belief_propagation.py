@@ -87,8 +87,8 @@ def test_a_chain_of_five_normal_nodes(redraws):
     mean, variance = normal_marginals(np.zeros(5), np.full(5, SPREAD**2), YS, CHAIN, SLOPES, NOISES, ERRORS)
     field, ys = normal_field(redraws > 0), jnp.asarray(YS, jnp.float32)
     run = jax.vmap(lambda key: particle.belief_propagation(key, field, ys))
-    found = run(jax.random.split(fresh(), 40))
-    assert found.log_weights.shape == (40, 5, 300)
+    found = run(jax.random.split(fresh(), 20))
+    assert found.log_weights.shape == (20, 5, 300)
     means, variances = jax.vmap(lambda beliefs: (beliefs.mean, beliefs.variance))(found)
     off = (np.asarray(means) - mean) / np.sqrt(variance)
     relative = np.asarray(variances) / variance - 1
@@ -96,6 +96,8 @@ def test_a_chain_of_five_normal_nodes(redraws):
     check("variances", relative, 0, 0.015)
     assert np.sqrt((off**2).mean()) < 0.1
     assert np.sqrt((relative**2).mean()) < 0.15
+    if redraws:  # by what neighbours believe, not by the places of their particles alone: 114 of 300
+        assert np.asarray(jax.vmap(lambda beliefs: beliefs.effective_sample_size)(found)).mean() > 140
     assert np.asarray(found.residual).max() < 1e-5
     assert not np.asarray(found.failed).any()
 
@@ -130,7 +132,8 @@ def star_marginals(y):
     return np.array([law / law.sum() for law in [*laws, unary[4]]])
 
 
-@pytest.mark.parametrize("redraws", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("redraws", [0, 2])
 def test_a_tree_of_mixtures_by_quadrature(redraws):
     """The sampler is not that of the potential: it knows the place of one of two, and is too wide."""
     log_unary, log_pairwise = star_field(jnp)
@@ -233,7 +236,7 @@ def track(key, field, ys, **options):
     return jax.tree.map(lambda *x: jnp.stack(x), *rows)
 
 
-@pytest.mark.parametrize("case", ["alone", "pair", pytest.param("redrawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["alone", "pair", "redrawn"])
 def test_normal_nodes_are_tracked(case):
     """Nodes alone as Kalman's filter does; a pair as normal laws that are moved node by node."""
     pair = PAIR if case != "alone" else PAIR | {"edges": (), "slopes": [], "noises": []}
@@ -245,7 +248,7 @@ def test_normal_nodes_are_tracked(case):
         exact.append((mean, variance))
     field = normal_field(case == "redrawn", moving=MOVING, **pair)
     run = jax.jit(jax.vmap(lambda key: track(key, field, jnp.asarray(SERIES, jnp.float32), particles=200)))
-    means, variances = run(jax.random.split(fresh(), 100))
+    means, variances = run(jax.random.split(fresh(), 50))
     check("means", means, np.array([m for m, _ in exact]), 0.01)
     check("variances", variances, np.array([v for _, v in exact]), 0.01)
 

@@ -64,6 +64,8 @@ def test_every_temperature_weighs_all_particles_as_a_mixture(size):
     state = algorithm.init(None, jax.random.key(0))
     betas, logs = [0.0], [0.0]
     for time in range(5):
+        if state.done:
+            break
         there = np.asarray(state.position, float)[: number * (time + 1)]
         tilts = np.asarray(jax.vmap(parts["log_likelihood"])(jnp.asarray(there, jnp.float32)), float)
 
@@ -92,6 +94,7 @@ def test_every_temperature_weighs_all_particles_as_a_mixture(size):
         expected[: weights.size] = weights / weights.sum()
         np.testing.assert_allclose(state.population.weights, expected, rtol=0.01, atol=1e-6)
         assert float(state.population.log_evidence) == pytest.approx(logs[-1], abs=1e-4)
+    assert len(betas) > 3
 
 
 def test_the_evidence_is_hardly_biased_and_varies_less_than_that_of_one_generation():
