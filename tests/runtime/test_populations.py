@@ -85,7 +85,7 @@ def test_fewer_draws_are_spread_over_all_particles():
         assert (np.abs(first - 10 * np.arange(40)) <= 11).all()
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("at", [2, 10**6 + 100], ids=["on the way", "while draws are written"])
 def test_stopped_on_two_devices_and_resumed_on_others(tmp_path, short_chunks, monkeypatch, at, devices):  # noqa: F811
     monkeypatch.setattr("jaxprob.runtime._loop.FIRST_CHUNK", 2)
@@ -177,7 +177,7 @@ def test_there_is_no_evidence_of_a_chain():
         result.log_evidence
 
 
-@pytest.mark.parametrize("sampler", [smc.nested, smc.persistent], ids=["nested", "persistent"])
+@pytest.mark.parametrize("sampler", [smc.nested, pytest.param(smc.persistent, marks=pytest.mark.slow)])
 def test_draws_of_weighted_samplers_look_like_independent_ones(sampler):
     result = jaxprob.sample(POSTERIOR, KEY, algorithm=sampler(particles=500), chains=4, devices=1)
     assert result.draws["mean"].shape == (4, 500)
