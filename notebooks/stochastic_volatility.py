@@ -138,7 +138,7 @@ figure.tight_layout()
 
 # %% [markdown]
 # Looking ahead helps more than guiding: one step of the log variance is too short to get to where a jump wants it, and
-# it is the volatile particles of the day before that must go on. Both together never fall below the 500 at which a
+# it is the volatile particles of the day before that must go on. Both together hardly fall below the 500 at which a
 # filter resamples.
 #
 # ## How noisy is the likelihood?
@@ -177,8 +177,8 @@ for method, number in rows:
 # Metropolis-Hastings does best where the standard deviation is between 1 and 1.7: for the t, 100 particles of the
 # cheapest filter are enough. (That the mean *log* is lower where the standard deviation is larger is no bias of the
 # likelihood: it falls short by about half the variance.) Guiding costs some seven times as much and for the t gains
-# nothing, as one return says little of its day's volatility. Steering by all that follows costs no more than guiding,
-# and the standard deviation is some twenty times smaller.
+# nothing, as one return says little of its day's volatility. Steering by all that follows costs about as much as
+# guiding, and the standard deviation is more than twenty times smaller.
 #
 # ## Parameters: particles inside Metropolis-Hastings
 #
@@ -233,6 +233,7 @@ print(by_particles.summary())
 #
 # The same model as a joint program of over a thousand numbers. States are written by standard normal noise that goes
 # through a recurrence, so that the prior of what is sampled does not depend on the parameters (the non-centred form).
+# With a persistence close to one the usual steps are too long and trajectories diverge, hence the target acceptance.
 
 
 # %%
@@ -289,7 +290,8 @@ axes[-1].legend(frameon=False, fontsize="small", handlelength=1)
 figure.tight_layout()
 
 # %% [markdown]
-# One posterior by two ways that share nothing but the model. Here NUTS is faster, by far: the density of the states has
+# One posterior by two ways that share nothing but the model. They differ most, by two standard errors, in the
+# persistence: its tail towards one is where both are slow. Here NUTS is faster, by far: the density of the states has
 # gradients, and one evaluation costs less than a filter of a hundred particles. Particles need neither gradients nor a
 # good form of the model, only draws of the next state and the density of what is seen.
 #

@@ -213,8 +213,9 @@ def _check(built: WithWarmup, places: tuple[Any, ...]) -> None:
         raise bad(f", which fixes {' and '.join(tuned)}", "a factory whose step size and metric are tuned", todo)
     try:
         inspect.signature(built.tuning).bind(**built.arguments(None, None))
-        if built.kernel is not None and _parameters(built.kernel):
-            inspect.signature(built.kernel).bind(None, **kernel_options)
+        if built.kernel is not None and (takes := _parameters(built.kernel)):
+            tuned_later = {"step_size", "inverse_mass_matrix"} & takes.keys()
+            inspect.signature(built.kernel).bind(None, **(dict.fromkeys(tuned_later) | kernel_options))
     except TypeError as error:
         raise bad(f" with {error}", "options that it takes", "") from None
     try:

@@ -221,3 +221,12 @@ def test_chains_that_make_no_folds():
 def test_what_has_no_moves_is_not_interleaved():
     with pytest.raises(ValueError, match="sample: interleave is True with chees and shard_map"):
         jaxprob.sample(GAUSSIAN, jax.random.key(0), algorithm=mcmc.chees, chains=8, draws=2, interleave=True)
+
+
+def test_a_kernel_whose_tuned_arguments_have_no_defaults():
+    def kernel(log_density, *, step_size, inverse_mass_matrix):
+        return mcmc.hmc(log_density, step_size, inverse_mass_matrix, num_integration_steps=2)
+
+    options = {"algorithm": partial(mcmc.warmup, kernel), "initial": jnp.float32(0.0), "warmup": 20, "draws": 5}
+    result = jaxprob.sample(lambda x: -0.5 * x**2, jax.random.key(0), chains=2, devices=1, **options)
+    assert result.draws.shape == (2, 5)
