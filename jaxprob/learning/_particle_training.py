@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxprob import core, scan
+from jaxprob import core
 from jaxprob.inference import smc
 from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.smc import _moves as moves_of
+from jaxprob.inference.smc._target import furthest
 from jaxprob.learning._partial_bayes import PartialBayes, PartialParams, mixture
 from jaxprob.learning._task import Task
 
-HALVINGS = 30  # of the interval in which an inverse temperature is sought
+LEAST = 2.0**-30  # inverse temperature, at which any likelihood says next to nothing
 # What the way of the particles is scaled by on its way through the optimiser, so that the norm of the gradient that
 # training reports is that of the deterministic parameters; a power of two, which rounds nothing.
 FINE = 2.0**-20
@@ -377,15 +378,8 @@ def _furthest(tilts: jax.Array, old: jax.Array, least: jax.Array, share: jax.Arr
         population = smc.Population((), beta * tilts - old)
         return population.effective_sample_size >= share.astype(tilts.dtype) * possible
 
-    def halve(bounds: tuple[jax.Array, jax.Array], _: jax.Array) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        good = even(middle)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
-
-    one = jnp.ones((), tilts.dtype)
-    low, _ = scan.repeat(halve, (least.astype(tilts.dtype), one), HALVINGS)
-    return jnp.where(even(one), one, jnp.maximum(low, 0.5**HALVINGS))
+    beta = furthest(even, least.astype(tilts.dtype), jnp.ones((), tilts.dtype))
+    return jnp.maximum(beta, LEAST)
 
 
 def _log_likelihood(network: PartialBayes, deterministic: Any, particle: Any, data: Any) -> jax.Array:

@@ -35,6 +35,7 @@ class Job(Loop):
       indices: (chain,) global chain indices, on the mesh.
       warmup: steps whose draws are not kept; draws: rows to keep; thin: steps between rows.
       store: where rows go; None in a process that leaves the writing to another.
+      ends_itself: whether the warm-up is over once populations are done, `warmup` being the most steps.
     """
 
     program: _program.Program
@@ -48,6 +49,7 @@ class Job(Loop):
     store: DrawStore | None
     times: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "warm-up": 0.0, "sampling": 0.0})
     tally: Tally = field(default_factory=lambda: Tally())
+    ends_itself: bool = False
 
     @property
     def rows(self) -> int:
@@ -123,7 +125,12 @@ class Job(Loop):
     def facts(self, status: Status, rate: float) -> dict[str, Any]:
         """Speed, convergence and a row for each chain."""
         known = {"ess_min": status.ess_min, "r_hat_max": status.r_hat_max}
+        # How many steps populations take nobody knows beforehand: until they are done there is no total.
+        place = (
+            {} if not self.ends_itself else {"step": self.rows, "total": self.draws} if self.rows else {"total": None}
+        )
         return {
+            **place,
             "draws_per_second": rate,
             "phase": "warm-up" if self.step <= self.warmup and not self.rows else "sampling",
             "chains": self.tally.chains(self.rows),

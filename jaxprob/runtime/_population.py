@@ -55,11 +55,12 @@ class Populations(NamedTuple):
 
 
 def is_population(factory: Any) -> bool:
-    """Whether a factory makes a sampler of populations: it takes a number of `particles`."""
+    """Whether a factory makes a sampler of populations: it takes a `posterior` first, and a number of `particles`."""
     try:
-        return "particles" in inspect.signature(factory).parameters
+        names = list(inspect.signature(factory).parameters)
     except (TypeError, ValueError):  # a callable that does not say what it takes
         return False
+    return names[:1] == ["posterior"] and "particles" in names
 
 
 @dataclass(frozen=True)

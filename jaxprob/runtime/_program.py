@@ -240,18 +240,14 @@ def _populations(
     """A draw from each population; before draws are recorded a step of each, or nothing once all are done."""
 
     def idle() -> Any:
-        return state, _scalars_of_each(state.info)
+        return state, jax.vmap(_scalars)(state.info)
 
     def emit() -> Any:
         new, info = jax.vmap(algorithm.emit)(state)
-        return new, _scalars_of_each(info)
+        return new, jax.vmap(_scalars)(info)
 
     moving = functools.partial(every, chain_keys, state, step)
     return jax.lax.cond(record, emit, lambda: jax.lax.cond(jnp.all(state.sampler.done), idle, moving))
-
-
-def _scalars_of_each(info: Any) -> dict[str, jax.Array]:
-    return jax.vmap(_scalars)(info)
 
 
 def _row(draws: Any, stats: dict[str, Any]) -> dict[str, Any]:

@@ -199,9 +199,13 @@ class _Plan:
             )
         self.positions: Any = None
         if self.populations:
-            for name, value, usual in (("initial", initial, None), ("thin", thin, 1)):
-                if value != usual:
-                    raise core.bad_value("sample", name, value, f"{usual} for {describe_algorithm(algorithm)}")
+            what = describe_algorithm(algorithm)
+            if initial is not None:
+                raise core.bad_value("sample", "initial", core.describe(initial), f"None for {what}")
+            if thin != 1:
+                raise core.bad_value("sample", "thin", thin, f"1 for {what}")
+            if warmup == 0:
+                raise core.bad_value("sample", "warmup", 0, f"None for {what}", "Its steps are what leads to draws")
             self.build: Any
             self.build, self.position_shape = with_population(algorithm, target, key, warmup, draws)
             self.warmup, self.draws = self.build.warmup, self.build.draws
@@ -304,6 +308,7 @@ class _Plan:
             self.draws,
             self.thin,
             MemoryStore(),
+            ends_itself=self.populations,
         )
 
     def start(self, job: Job) -> None:

@@ -1,5 +1,6 @@
 """The front door with samplers of populations: exact evidence, the same bits on any devices and after any stop."""
 
+import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -85,17 +86,25 @@ def test_fewer_draws_are_spread_over_all_particles():
         assert (np.abs(first - 10 * np.arange(40)) <= 11).all()
 
 
+class StopperOfDraws(Stopper):
+    """Waits for draws, not for steps."""
+
+    def update(self, status):
+        if status["phase"] == "sampling":
+            super().update(status)
+
+
 @pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("at", [2, 10**6 + 100], ids=["on the way", "while draws are written"])
-def test_stopped_on_two_devices_and_resumed_on_others(tmp_path, short_chunks, monkeypatch, at, devices):  # noqa: F811
+@pytest.mark.parametrize("stopper", [Stopper(2), StopperOfDraws(100)], ids=["on the way", "while draws are written"])
+def test_stopped_on_two_devices_and_resumed_on_others(tmp_path, short_chunks, monkeypatch, stopper, devices):  # noqa: F811
     monkeypatch.setattr("jaxprob.runtime._loop.FIRST_CHUNK", 2)
     options = {"algorithm": smc.tempered(move=WALK, particles=400, effective_sample_size=0.9), "chains": 8}
     whole = jaxprob.sample(POSTERIOR, KEY, devices=2, **options)
-    stopped = jaxprob.sample(POSTERIOR, KEY, devices=2, out=tmp_path / "run", progress=Stopper(at), **options)
+    stopped = jaxprob.sample(POSTERIOR, KEY, devices=2, out=tmp_path / "run", progress=copy.copy(stopper), **options)
     assert stopped.status == "stopped"
     assert stopped.draws["mean"].shape[1] < 400
     step = _checkpoint.steps(tmp_path / "run" / _directory.CHECKPOINTS)[-1]
-    assert (step < 10**6) == (at < 10**6)
+    assert (step < 10**6) == (type(stopper) is Stopper)
     resumed = jaxprob.sample(POSTERIOR, KEY, devices=devices, out=tmp_path / "run", resume=True, **options)
     assert resumed.status == "finished"
     # On as many devices to the bit; sums over particles may round otherwise where fewer populations go together.
@@ -162,6 +171,7 @@ def test_a_likelihood_that_is_zero_everywhere_is_told():
         ({"initial": {"mean": 0.0}}, r"initial is .*; expected None for tempered\(particles=100\)"),
         ({"thin": 2}, "thin is 2; expected 1"),
         ({"warmup": 1}, "warmup is 1, after which 4 of 4 populations are not done"),
+        ({"warmup": 0}, "warmup is 0; expected None"),
         ({"interleave": True}, "interleave is True"),
     ],
 )
@@ -185,3 +195,33 @@ def test_draws_of_weighted_samplers_look_like_independent_ones(sampler):
     assert result.summary().ess_tail.min() > 500
     assert result.draws["mean"].std() == pytest.approx(np.sqrt(VARIANCE), rel=0.1)
     np.testing.assert_allclose(result.log_evidence, EVIDENCE, atol=0.4)
+
+
+class Progress:
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def update(self, status):
+        self.told.append(status)
+
+    start = phase = finish = close = lambda self, *_: None
+
+
+def test_progress_knows_no_total_until_populations_are_done():
+    progress = Progress()
+    jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(particles=100), devices=1, progress=progress)
+    assert progress.told[0]["phase"] == "warm-up"
+    assert progress.told[0]["total"] is None
+    assert progress.told[-1]["step"] == progress.told[-1]["total"] == 100
+
+
+def test_a_kernel_with_particles_is_no_population():
+    from jaxprob.inference import particle
+    from jaxprob.runtime._population import is_population
+
+    assert is_population(smc.nested)
+    assert is_population(smc.tempered(particles=10))
+    assert not is_population(particle.marginal_metropolis)
+    assert not is_population(partial(mcmc.nuts, max_tree_depth=3))

@@ -1,4 +1,8 @@
-"""Sequential Monte Carlo: populations of weighted particles, resampling, and what runs on them."""
+"""Sequential Monte Carlo: populations of weighted particles, resampling, and what runs on them.
+
+A sampler of populations is a factory `(posterior, *, particles, ...) -> core.Algorithm` whose state has `population`,
+`log_evidence` and `done`; `run_sampler` runs any of them, and so does `jaxprob.sample(..., algorithm=...)`.
+"""
 
 from jaxprob.inference.smc._annealed import AnnealedInfo as AnnealedInfo
 from jaxprob.inference.smc._annealed import AnnealedState as AnnealedState

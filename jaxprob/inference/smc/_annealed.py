@@ -148,7 +148,6 @@ def annealed(
     ladder = as_ladder(name, inverse_temperatures)
     step_sizes = None if step_size is None else _as_step_sizes(name, move, step_size, ladder.size)
     path = as_path(name, posterior, reference, log_prior, log_likelihood, sample_prior)
-    parts, tilts_of = path.parts, jax.vmap(lambda position: path.parts(position)[1])
 
     def fixed(position: Any, number: int, index: jax.Array) -> moves_of.Move:
         """The move at a temperature: nothing of it is tuned."""
@@ -161,24 +160,20 @@ def annealed(
 
     def init(position: Any, key: core.Key) -> AnnealedState:
         position, number = first_particles(name, path, position, particles, core.as_key(key, name))
-        zero = jnp.zeros((), jax.eval_shape(tilts_of, position).dtype)
+        zero = jnp.zeros((), jax.eval_shape(path.tilts, position).dtype)
         return AnnealedState(equally_weighted(position, number, zero), zero, zero, jnp.int32(0))
 
     def step(key: core.Key, state: AnnealedState) -> tuple[AnnealedState, AnnealedInfo]:
         key = core.as_key(key, name)
         old, number = state.population, state.population.num_particles
         index = jnp.minimum(state.steps, ladder.size - 1)
-        tilts = tilts_of(old.particles)
+        tilts = path.tilts(old.particles)
         beta = ladder.astype(tilts.dtype)[index]
         gains = paths.tempered(jnp.zeros_like(tilts), beta - state.inverse_temperature, tilts)
         weighted = Population(old.particles, multiplied(old.log_weights, gains), old.log_scale)
 
-        def density(position: Any) -> jax.Array:
-            base, tilt = parts(position)
-            return paths.tempered(base, beta, tilt)
-
         one = jnp.ones((), tilts.dtype)
-        moved = moves_of.go(fixed(old.particles, number, index), key, density, old.particles, one, None)
+        moved = moves_of.go(fixed(old.particles, number, index), key, path.at(beta), old.particles, one, None)
         total = normalized(weighted)
         variance = between_chains(shares(weighted.log_weights, 1), 1)
         new = AnnealedState(

@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprob import core, scan
+from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_count, known_number
 from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
 from jaxprob.inference.smc._resampling import Scheme, systematic
-from jaxprob.inference.smc._target import as_path, first_particles, posterior_may_follow
-from jaxprob.inference.smc._tempered import HALVINGS
+from jaxprob.inference.smc._target import as_path, first_particles, furthest, posterior_may_follow
 
 
 class PersistentState(NamedTuple):
@@ -178,11 +177,10 @@ def persistent(
         name, "effective_sample_size", effective_sample_size, lambda x: 0 < x < math.inf, "a positive number"
     )
     path = as_path(name, posterior, reference, log_prior, log_likelihood, sample_prior)
-    parts, tilts_of = path.parts, jax.vmap(lambda position: path.parts(position)[1])
 
     def init(position: Any, key: core.Key) -> PersistentState:
         position, number = first_particles(name, path, position, particles, core.as_key(key, name))
-        tilts = tilts_of(position)
+        tilts = path.tilts(position)
         empty = jnp.zeros((generations, number), tilts.dtype)
         # Copies of the first particles fill the room of those to come: positions like any others.
         room = jax.tree.map(lambda leaf: jnp.tile(leaf, (generations,) + (1,) * (jnp.ndim(leaf) - 1)), position)
@@ -212,12 +210,8 @@ def persistent(
         log_weights = weigh(beta)
         log_evidence = total_mass(log_weights) - math.log(number)
 
-        def density(position: Any) -> jax.Array:
-            base, tilt = parts(position)
-            return paths.tempered(base, beta, tilt)
-
         moved, _ = moves_of.resample_and_move(
-            settings, scheme, key, density, state.position, log_weights, state.step_size, number
+            settings, scheme, key, path.at(beta), state.position, log_weights, state.step_size, number
         )
         particles = jax.tree.map(
             lambda whole, part: lax.dynamic_update_slice_in_dim(
@@ -226,7 +220,7 @@ def persistent(
             state.position,
             moved.particles,
         )
-        tilts = state.tilts.at[generation].set(tilts_of(moved.particles))
+        tilts = state.tilts.at[generation].set(path.tilts(moved.particles))
         betas = state.inverse_temperatures.at[generation].set(beta)
         log_evidences = state.log_evidences.at[generation].set(log_evidence)
         filled = jnp.expand_dims(index <= generation, 1)
@@ -265,16 +259,9 @@ def _next(weigh: Callable[[jax.Array], jax.Array], beta: jax.Array, target: jax.
         log_weights = weigh(beta)
         return effective_size(jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)) >= target
 
-    def halve(bounds: tuple[jax.Array, jax.Array], _: jax.Array) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        near = enough(middle)
-        return jnp.where(near, middle, low), jnp.where(near, high, middle)
-
     one = jnp.ones_like(beta)
-    low, _ = scan.repeat(halve, (beta, one), HALVINGS)
     possible = jnp.any(jnp.isfinite(weigh(one)))
-    return jnp.where(enough(one) | ~possible, one, low)
+    return jnp.where(possible, furthest(enough, beta, one), one)
 
 
 def _weights(there: jax.Array, beta: jax.Array, tilts: jax.Array, log_mixtures: jax.Array) -> jax.Array:

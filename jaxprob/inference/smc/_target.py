@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprob import core
+from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_vector
 from jaxprob.inference.smc._population import Population
+
+HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
 
 
 def posterior_may_follow(factory: Callable[..., core.Algorithm]) -> Callable[..., Any]:
@@ -46,6 +48,19 @@ class Path(NamedTuple):
 
     parts: Callable[[Any], tuple[jax.Array, jax.Array]]
     sample_prior: Callable[[core.Key], Any] | None
+
+    def at(self, beta: jax.Array) -> core.LogDensity:
+        """The log density at an inverse temperature."""
+
+        def density(position: Any) -> jax.Array:
+            base, tilt = self.parts(position)
+            return paths.tempered(base, beta, tilt)
+
+        return density
+
+    def tilts(self, positions: Any) -> jax.Array:
+        """The tilts of particles, (particle,)."""
+        return jax.vmap(lambda position: self.parts(position)[1])(positions)
 
 
 def as_path(
@@ -113,6 +128,19 @@ def first_particles(function: str, path: Path, position: Any, particles: int, ke
         got = "of leaves without one leading axis"
         raise core.bad_value(function, "position", got, "None, or two or more positions (particle, ...)")
     return position, number[0]
+
+
+def furthest(enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
+    """The largest number from `low` to `high` at which something is still true that is so at first and not later."""
+
+    def halve(bounds: tuple[jax.Array, jax.Array], _: jax.Array) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        near = enough(middle)
+        return jnp.where(near, middle, low), jnp.where(near, high, middle)
+
+    found, _ = scan.repeat(halve, (low, high), HALVINGS)
+    return jnp.where(enough(high), high, found)
 
 
 def equally_weighted(particles: Any, number: int, log_scale: jax.Array) -> Population:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprob import core, scan
+from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_number
@@ -28,11 +28,10 @@ from jaxprob.inference.smc._target import (
     as_path,
     equally_weighted,
     first_particles,
+    furthest,
     posterior_may_follow,
 )
 from jaxprob.inference.smc._variance import evidence_variance, is_known
-
-HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
 
 
 class TemperedState(NamedTuple):
@@ -190,12 +189,11 @@ def tempered(
     share = known_number(name, "effective_sample_size", effective_sample_size, lambda x: 0 < x < 1, between)
     ladder = None if inverse_temperatures is None else as_ladder(name, inverse_temperatures)
     path = as_path(name, posterior, reference, log_prior, log_likelihood, sample_prior)
-    parts, tilts_of = path.parts, jax.vmap(lambda position: path.parts(position)[1])
 
     def init(position: Any, key: core.Key) -> TemperedState:
         position, number = first_particles(name, path, position, particles, core.as_key(key, name))
         settings.check_number(name, number)
-        dtype = jax.eval_shape(tilts_of, position).dtype
+        dtype = jax.eval_shape(path.tilts, position).dtype
         return TemperedState(
             population=equally_weighted(position, number, jnp.zeros((), dtype)),
             inverse_temperature=jnp.zeros((), dtype),
@@ -208,7 +206,7 @@ def tempered(
     def step(key: core.Key, state: TemperedState) -> tuple[TemperedState, TemperedInfo]:
         key = core.as_key(key, name)
         old, number = state.inverse_temperature, state.population.num_particles
-        tilts = tilts_of(state.position)
+        tilts = path.tilts(state.position)
         if ladder is None:
             beta = _next(tilts, old, share.astype(tilts.dtype))
         else:
@@ -217,12 +215,8 @@ def tempered(
         gains = paths.tempered(jnp.zeros_like(tilts), beta - old, tilts)
         log_evidence = state.log_evidence + total_mass(gains - math.log(number))
 
-        def density(position: Any) -> jax.Array:
-            base, tilt = parts(position)
-            return paths.tempered(base, beta, tilt)
-
         moved, ancestors = moves_of.resample_and_move(
-            settings, scheme, key, density, state.position, gains, state.step_size
+            settings, scheme, key, path.at(beta), state.position, gains, state.step_size
         )
         variance = evidence_variance(
             scheme, waste_free, shares(gains, 1), state.eves, state.steps, state.log_evidence_variance
@@ -253,19 +247,12 @@ def tempered(
 def _next(tilts: jax.Array, beta: jax.Array, target: jax.Array) -> jax.Array:
     """The next inverse temperature: where the share is the target, or 1."""
 
-    def halve(bounds: tuple[jax.Array, jax.Array], _: jax.Array) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        near = _share(tilts, middle) >= target
-        return jnp.where(near, middle, low), jnp.where(near, high, middle)
-
     rest = 1 - beta
-    low, _ = scan.repeat(halve, (jnp.zeros_like(beta), rest), HALVINGS)
+    step = furthest(lambda step: _share(tilts, step) >= target, jnp.zeros_like(beta), rest)
     # Always further, by at least one number; below the smallest normal one there may be none.
     least = jnp.where(beta == 0, jnp.finfo(beta.dtype).tiny, jnp.nextafter(beta, jnp.ones_like(beta)))
-    possible = jnp.any(jnp.isfinite(tilts))
-    arrived = (_share(tilts, rest) >= target) | ~possible
-    return jnp.where(arrived, 1, jnp.clip(beta + low, least, 1))
+    arrived = (step == rest) | ~jnp.any(jnp.isfinite(tilts))
+    return jnp.where(arrived, 1, jnp.clip(beta + step, least, 1))
 
 
 def _share(tilts: jax.Array, step: jax.Array) -> jax.Array:

@@ -17,75 +17,27 @@ from jax.tree_util import Partial
 from jaxprob.distributions import Categorical, Normal
 from jaxprob.inference import particle, smc
 from jaxprob.models import sequence
+from tests.inference.particle._token_chain import (
+    COUNT,
+    END,
+    FINAL,
+    LENGTH,
+    LOGITS,
+    MODEL,
+    POTENTIAL,
+    REWARDS,
+    SAMPLER,
+    TOKENS,
+    WITH_FINAL,
+    at_third,
+    chain_step,
+    check_law,
+    codes_of,
+    law,
+    made,
+    tilted,
+)
 
-TOKENS, LENGTH, END = 3, 5, 2
-# Of the token after 0, 1 and 2, and of the first; not normalised.
-LOGITS = np.array([[0.3, 1.2, -0.4], [1.0, 0.1, 0.6], [0.2, 0.9, 0.5], [0.8, 0.3, -0.2]]) + 0.7
-REWARDS = np.array([[0.1, -0.6, 0.9], [-0.3, 0.5, 0.2], [0.7, -0.9, 0.4], [0.0, 0.6, -0.5], [-0.4, 0.8, 0.3]])
-FINAL = np.array([0.5, -0.7, 0.2, 0.4, -0.3, 0.6])
-
-
-def log_potentials(tokens):
-    """Of each token: a table, and something for a 1 that follows so many 0s."""
-    zeros = np.cumsum(np.asarray(tokens) == 0)
-    return [REWARDS[t, x] + 0.4 * zeros[t] * (x == 1) for t, x in enumerate(tokens)]
-
-
-def law(length=LENGTH, end=None, final=False, power=1.0, potentials=log_potentials):
-    """All sequences, their log probabilities, log potentials, and un-normalised weights."""
-    table = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
-    every = []
-    for tokens in itertools.product(range(TOKENS), repeat=length):
-        size = tokens.index(end) + 1 if end in tokens else length
-        if any(token != end for token in tokens[size:]):
-            continue
-        before = (TOKENS, *tokens)
-        log_p = sum(table[before[t], tokens[t]] for t in range(size))
-        log_g = sum(potentials(tokens[:size])) + (FINAL[tokens[:size].count(0)] if final else 0)
-        every.append((tokens, log_p, log_g))
-    tokens, log_p, log_g = (np.array(column) for column in zip(*every, strict=True))
-    return tokens, log_p, log_g, np.exp(log_p + power * log_g)
-
-
-def codes_of(elements):
-    elements = np.asarray(elements)
-    return elements @ TOKENS ** np.arange(elements.shape[-1])[::-1]
-
-
-def chain_step(table, state, token):
-    return table[token], state
-
-
-def draw_step(table, key, token):
-    token = jax.random.categorical(key, table[token]).astype(jnp.int32)
-    return token, token
-
-
-def potential_step(rewards, memory, token):
-    zeros, time = memory
-    zeros = zeros + (token == 0).astype(jnp.int32)
-    value = rewards[time, token] + jnp.where(token == 1, 0.4, 0.0) * zeros.astype(rewards.dtype)
-    return value, (zeros, time + 1)
-
-
-def final_value(table, memory):
-    return table[memory[0]]
-
-
-def made(dtype=jnp.float32):
-    """The generator as a language model and as a sampler, and the potential, without and with a last factor."""
-    table, rewards, last = (jnp.asarray(x, dtype) for x in (LOGITS, REWARDS, FINAL))
-    model = particle.LanguageModel(None, Partial(chain_step, table), TOKENS)
-    sampler = particle.Sampler(jnp.int32(TOKENS), Partial(draw_step, table))
-    potential = particle.Potential((jnp.int32(0), jnp.int32(0)), Partial(potential_step, rewards))
-    return model, sampler, potential, potential._replace(final=Partial(final_value, last))
-
-
-def tilted(state, log_probabilities):
-    return 0.5 * log_probabilities + jnp.array([0.0, 0.4, -0.3])
-
-
-MODEL, SAMPLER, POTENTIAL, WITH_FINAL = made()
 CASES = {
     "adaptive": (MODEL, POTENTIAL, {}),
     "multinomial": (MODEL, POTENTIAL, dict(resampler=smc.always(smc.multinomial))),
@@ -153,7 +105,6 @@ GIBBS = {
     "optimal, end, tempered": (MODEL, WITH_FINAL, dict(particles=3, proposal="optimal", end=END), 0.5),
     "sampler, end": (SAMPLER, POTENTIAL, dict(particles=3, threshold=0.8, end=END), 1.0),
 }
-COUNT = 2**15
 
 
 def exact_start(generator, potential, end, power, seed=0):
@@ -170,16 +121,6 @@ def exact_start(generator, potential, end, power, seed=0):
     ).population.particles
     keep = np.log(rng.uniform(size=8 * COUNT)) < power * (np.asarray(found.log_potential) - log_g.max())
     return jax.tree.map(lambda leaf: leaf[np.flatnonzero(keep)], found)
-
-
-def check_law(elements, tokens, weights):
-    place = {code: i for i, code in enumerate(codes_of(tokens))}
-    counts = np.bincount(np.vectorize(place.__getitem__)(codes_of(elements)), minlength=len(weights))
-    expected = weights / weights.sum() * counts.sum()
-    few = expected < 10
-    counts, expected = (np.append(x[~few], x[few].sum()) for x in (counts, expected))
-    statistic, p = scipy.stats.chisquare(counts[expected > 0], expected[expected > 0])
-    assert p > 1e-4, (statistic, p)
 
 
 @pytest.mark.parametrize("case", cases(GIBBS))
@@ -270,14 +211,6 @@ def test_a_constraint_is_never_broken():
     assert (np.diff(np.asarray(state.position.elements)) != 0).all()
 
 
-def third_step(value, time, token):
-    return jnp.where(time == 2, value, 0.0), time + 1
-
-
-def at_third(value):
-    return particle.Potential(jnp.int32(0), Partial(third_step, jnp.float32(value)))
-
-
 def with_logits(value):
     return particle.LanguageModel(None, Partial(chain_step, jnp.full(LOGITS.shape, value, jnp.float32)), TOKENS)
 
@@ -315,115 +248,6 @@ def test_failures_are_values(proposal):
         assert jnp.isnan(particle.choose(unknown.population).weight)
 
 
-def test_searches_that_fail_say_so():
-    impossible = at_third(-jnp.inf)
-    assert particle.best_of_n(jax.random.key(0), MODEL, LENGTH, impossible, number=8).log_potential == -jnp.inf
-    assert (particle.beam_search(MODEL, LENGTH, impossible, width=4).scores == -jnp.inf).all()
-    kernel = particle.sequence_gibbs(MODEL, LENGTH, impossible, particles=4)
-    state, info = kernel.step(jax.random.key(0), kernel.init(None, jax.random.key(1)))
-    assert info.effective_sample_size == 0
-    assert state.position.log_potential == -jnp.inf
-    assert jnp.isnan(particle.sequence_of(MODEL, jnp.array([0, 4, 1, 1, 0]), at_third(0.0)).log_probability)
-
-
-@pytest.mark.parametrize("end", [None, END])
-def test_a_wide_beam_finds_the_maximum_and_a_narrow_one_is_greedy(end):
-    tokens, log_p, log_g, weights = law(end=end, final=True)
-    order = np.argsort(-np.log(weights))
-    wide = particle.beam_search(MODEL, LENGTH, WITH_FINAL, width=TOKENS**LENGTH, end=end)
-    number = len(weights)
-    assert np.allclose(wide.scores[:number], np.log(weights)[order], atol=1e-4)
-    assert (wide.scores[number:] == -jnp.inf).all()
-    assert (wide.sequences.elements[0] == tokens[order[0]]).all()
-    place = {code: i for i, code in enumerate(codes_of(tokens))}
-    index = [place[code] for code in codes_of(wide.sequences.elements[:number])]
-    assert sorted(index) == list(range(number))
-    assert np.allclose(wide.sequences.log_potential[:number], log_g[index], atol=1e-4)
-    assert np.allclose(wide.sequences.log_probability[:number], log_p[index], atol=1e-4)
-    by_reward = particle.beam_search(MODEL, LENGTH, WITH_FINAL, width=TOKENS**LENGTH, end=end, probability_weight=0.0)
-    assert np.allclose(by_reward.scores[:number], np.sort(log_g)[::-1], atol=1e-4)
-
-    table = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
-    greedy = []
-    while len(greedy) < LENGTH and not (greedy and greedy[-1] == end):
-        before = greedy[-1] if greedy else TOKENS
-
-        def score(token, before=before):
-            whole = [*greedy, token]
-            ends = len(whole) == LENGTH or token == end
-            return table[before, token] + log_potentials(whole)[-1] + (FINAL[whole.count(0)] if ends else 0)
-
-        greedy.append(max(range(TOKENS), key=score))
-    narrow = particle.beam_search(MODEL, LENGTH, WITH_FINAL, width=1, end=end)
-    assert np.asarray(narrow.sequences.elements[0]).tolist() == greedy + [end] * (LENGTH - len(greedy))
-    assert int(narrow.sequences.length[0]) == len(greedy)
-
-
-def test_a_beam_may_try_few_tokens():
-    few = particle.beam_search(MODEL, LENGTH, POTENTIAL, width=TOKENS**LENGTH, branching=1)
-    table = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
-    likely, before = [], TOKENS
-    for _ in range(LENGTH):
-        before = int(np.argmax(table[before]))
-        likely.append(before)
-    assert np.asarray(few.sequences.elements[0]).tolist() == likely
-    assert np.isfinite(few.scores[0])
-    assert (few.scores[1:] == -jnp.inf).all()
-
-
-def normal_step(key, state):
-    return jax.random.normal(key), state
-
-
-def test_beams_of_a_sampler():
-    # Among so many draws are all tokens, and more of the best than there are beams: the search is greedy.
-    found = particle.beam_search(SAMPLER, LENGTH, POTENTIAL, width=4, branching=100, key=jax.random.key(0))
-    greedy = []
-    for _ in range(LENGTH):
-        greedy.append(max(range(TOKENS), key=lambda token: log_potentials([*greedy, token])[-1]))
-    assert (np.asarray(found.sequences.elements) == greedy).all()
-    assert np.allclose(found.scores, sum(log_potentials(greedy)), atol=1e-4)
-    assert found.sequences.log_probability is None
-    assert len({row.tobytes() for row in np.asarray(found.sequences.key_data)[:, -1]}) == 4
-
-    # No two draws are alike, of different beams or times.
-    walk = particle.Sampler(0.0, normal_step)
-    free = particle.beam_search(walk, 4, width=3, branching=1, key=jax.random.key(2)).sequences.elements
-    assert len(set(np.asarray(free).ravel().tolist())) == 12
-
-    # What ended first is best: four different draws of it, none of which is counted again.
-    early = particle.beam_search(SAMPLER, LENGTH, WITH_FINAL, width=4, branching=100, end=END, key=jax.random.key(1))
-    assert (np.asarray(early.sequences.length) == 1).all()
-    assert np.allclose(early.scores, REWARDS[0, END] + FINAL[0], atol=1e-4)
-    assert len({row.tobytes() for row in np.asarray(early.sequences.key_data)[:, 0]}) == 4
-
-
-def test_the_best_of_n_has_its_law():
-    tokens, log_p, log_g, _ = law(2)
-    order = np.argsort(log_g)
-    assert np.diff(log_g[order]).min() > 1e-3
-    below = np.cumsum(np.exp(log_p)[order])
-    chance = np.empty(len(order))
-    chance[order] = np.diff(np.append(0, below**3))
-    draw = jax.jit(jax.vmap(lambda key: particle.best_of_n(key, MODEL, 2, POTENTIAL, number=3).elements))
-    check_law(draw(jax.random.split(jax.random.key(6), COUNT)), tokens, chance)
-
-
-def test_a_reward_that_is_undefined_wins_nothing():
-    reward = lambda state, token: jnp.where(token == 1, jnp.nan, token.astype(jnp.float32))  # noqa: E731
-    best = particle.best_of_n(jax.random.key(0), MODEL, 2, reward, number=64)
-    assert np.asarray(best.elements).tolist() == [2, 2]
-    beams = particle.beam_search(MODEL, 2, reward, width=9)
-    assert (np.asarray(beams.sequences.elements)[:4] != 1).all()
-    assert (np.isfinite(beams.scores) == (np.arange(9) < 4)).all()
-    never_one = particle.LanguageModel(None, Partial(chain_step, jnp.asarray(LOGITS).at[:, 1].set(-jnp.inf)), TOKENS)
-    for weight in (0.0, 1.0):
-        ones = lambda state, token: jnp.where(token == 1, 5.0, 0.0)  # noqa: E731
-        beams = particle.beam_search(never_one, 2, ones, width=9, probability_weight=weight)
-        assert (np.asarray(beams.sequences.elements)[:4] != 1).all()
-        assert (np.isfinite(beams.scores) == (np.arange(9) < 4)).all()
-
-
 def test_functions_may_close_over_what_is_traced():
     def log_evidence(scale):
         reward = lambda state, token: scale * token.astype(jnp.float32)  # noqa: E731
@@ -433,25 +257,6 @@ def test_functions_may_close_over_what_is_traced():
     mapped = jax.vmap(log_evidence)(jnp.array([0.5, 0.51]))
     assert np.isclose(mapped[0], value, rtol=1e-5)
     assert np.isclose((mapped[1] - mapped[0]) / 0.01, slope, rtol=0.02)
-
-
-def test_choices():
-    log_weights = jnp.log(jnp.array([0.2, 0.3, 0.0, 0.1, 0.4]))
-    particles = {"answer": jnp.array([7, 4, 9, 7, 5]), "score": jnp.array([1.0, jnp.nan, 9.0, 2.0, 0.0])}
-    population = smc.Population(particles, log_weights, 3.0)
-    best = particle.choose(population, score=lambda x: x["score"])
-    assert (int(best.index), int(best.particle["answer"])) == (3, 7)
-    assert np.isclose(best.weight, 0.1)
-    voted = particle.choose(population, "vote", answer=lambda x: jnp.stack([x["answer"] % 2, jnp.int32(1)]))
-    assert (int(voted.index), int(voted.particle["answer"])) == (0, 7)
-    assert np.isclose(voted.weight, 0.7)
-    voted = particle.choose(population, "vote", answer=lambda x: x["answer"])
-    assert int(voted.index) == 4
-    draw = jax.vmap(lambda key: particle.choose(population, "draw", key=key).index)
-    counts = np.bincount(draw(jax.random.split(jax.random.key(7), 20_000)), minlength=5)
-    assert counts[2] == 0
-    shares = np.array([0.2, 0.3, 0.1, 0.4])
-    assert scipy.stats.chisquare(counts[[0, 1, 3, 4]], shares * 20_000).pvalue > 1e-4
 
 
 def network(cell, output, vocabulary=None):

@@ -290,14 +290,12 @@ def test_a_conditioned_model_is_a_target_by_itself():
     y = np.array([0.2, -0.3, 2.1, 1.7, 0.1])
     posterior = two_groups(y).condition(y=y, marginalize="which")
 
-    def integrand(scale, mean, rate):
-        one, other = stats.norm.pdf(y, mean, scale), stats.norm.pdf(y, 0, scale)
-        prior = stats.halfnorm.pdf(scale) * stats.norm.pdf(mean, 0, 2) * stats.beta.pdf(rate, 2, 2)
-        return prior * np.prod(rate * one + (1 - rate) * other)
-
     scales, means, rates = np.linspace(0.02, 5, 120), np.linspace(-8, 8, 161), np.linspace(0.005, 0.995, 40)
-    values = np.array([[[integrand(s, m, r) for r in rates] for m in means] for s in scales])
-    exact = np.log(values.sum() * np.diff(scales)[0] * np.diff(means)[0] * np.diff(rates)[0])
+    scale, mean, rate = scales[:, None, None], means[:, None], rates
+    prior = stats.halfnorm.pdf(scale) * stats.norm.pdf(mean, 0, 2) * stats.beta.pdf(rate, 2, 2)
+    values = [rate * stats.norm.pdf(x, mean, scale) + (1 - rate) * stats.norm.pdf(x, 0, scale) for x in y]
+    cell = np.diff(scales)[0] * np.diff(means)[0] * np.diff(rates)[0]
+    exact = np.log((prior * np.prod(values, axis=0)).sum() * cell)
     run = repeats(smc.tempered(posterior, particles=512), 16)
     logs = run.state.log_evidence
     assert run.state.done.all()
