@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
-TEST := $(RUN) --extra examples --extra plots --extra arviz --group test --group bench
+TEST := $(RUN) --extra examples --extra flows --extra plots --extra arviz --group test --group bench
 OPTIMIZED := XLA_FLAGS=--xla_force_host_platform_device_count=8
 WORKERS ?= 2
 

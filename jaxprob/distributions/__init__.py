@@ -1,5 +1,6 @@
 """Densities, supports and bijectors: frozen pytrees with `sample`, `log_prob`, `support`, moments and quantiles."""
 
+from jaxprob.distributions import flows as flows
 from jaxprob.distributions._bijectors import Affine as Affine
 from jaxprob.distributions._bijectors import Bijector as Bijector
 from jaxprob.distributions._bijectors import Chain as Chain

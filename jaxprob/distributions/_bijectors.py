@@ -54,6 +54,20 @@ class Bijector:
         u = self.inverse(x)
         return u, -self.forward_and_log_det(u)[1]
 
+    @property
+    def context_size(self) -> int:
+        """Numbers of a context that the map depends on and that it still has to be `given`; 0 if there is none."""
+        return 0
+
+    @property
+    def keeps_reals(self) -> bool:
+        """Whether it maps real arrays onto all real arrays of the shape `forward_shape`."""
+        return False
+
+    def given(self, context: Any) -> Bijector:
+        """The map for a context (..., context_size); itself where it depends on none."""
+        return self
+
     def forward_shape(self, shape: Shape) -> Shape:
         """Shape of `forward(u)` for `u` of shape `shape`."""
         return tuple(shape)
@@ -285,6 +299,17 @@ class Inverse(Bijector):
     def event_ndims_out(self) -> int:
         return self.bijector.event_ndims_in
 
+    @property
+    def context_size(self) -> int:
+        return self.bijector.context_size
+
+    @property
+    def keeps_reals(self) -> bool:
+        return self.bijector.keeps_reals
+
+    def given(self, context: Any) -> Inverse:
+        return Inverse(self.bijector.given(context))
+
     def forward(self, u: Any) -> jax.Array:
         return self.bijector.inverse(u)
 
@@ -323,6 +348,17 @@ class IndependentBijector(Bijector):
     @property
     def event_ndims_out(self) -> int:
         return self.bijector.event_ndims_out + self.ndims
+
+    @property
+    def context_size(self) -> int:
+        return self.bijector.context_size
+
+    @property
+    def keeps_reals(self) -> bool:
+        return self.bijector.keeps_reals
+
+    def given(self, context: Any) -> IndependentBijector:
+        return IndependentBijector(self.bijector.given(context), self.ndims)
 
     def forward(self, u: Any) -> jax.Array:
         return self.bijector.forward(u)
@@ -380,6 +416,17 @@ class Chain(Bijector):
     @property
     def event_ndims_out(self) -> int:
         return self.event_ndims_in + sum(b.event_ndims_out - b.event_ndims_in for b in self.bijectors)
+
+    @property
+    def context_size(self) -> int:
+        return max(bijector.context_size for bijector in self.bijectors)
+
+    @property
+    def keeps_reals(self) -> bool:
+        return all(bijector.keeps_reals for bijector in self.bijectors)
+
+    def given(self, context: Any) -> Chain:
+        return Chain(tuple(bijector.given(context) for bijector in self.bijectors))
 
     def forward(self, u: Any) -> jax.Array:
         for bijector in self.bijectors:

@@ -153,6 +153,8 @@ class Transformed(Distribution):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self.bijector.keeps_reals:  # a flow, which would be long to trace
+            return self.bijector.forward_shape(self.base.shape)
         dtype = core.result_dtype(self)
         return jax.eval_shape(self.bijector.forward, jax.ShapeDtypeStruct(self.base.shape, dtype)).shape
 
@@ -176,6 +178,39 @@ class Transformed(Distribution):
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         return self.bijector.forward(sample_batch(self.base, key, shape, self.batch_shape))
+
+    def _sample_and_log_prob(self, key: core.Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        if self.base.batch_shape == self.batch_shape:
+            x, log_base = self.base._sample_and_log_prob(key, shape)
+        else:
+            x = sample_batch(self.base, key, shape, self.batch_shape)
+            log_base = self.base.log_prob(x)
+        y, log_det = self.bijector.forward_and_log_det(x)
+        log_base, log_det = align(log_base, sum_last(log_det, self._extra))
+        return y, log_base - log_det
+
+    @property
+    def context_size(self) -> int:
+        """Numbers of a context that the distribution depends on and that it still has to be `given`."""
+        return self.bijector.context_size
+
+    def given(self, context: Any) -> Transformed:
+        """The distribution for a context: that of one example, so that many are a `jax.vmap`.
+
+        Args:
+          context: (context_size,).
+
+        Raises:
+          ValueError: if its size is another, or the bijector depends on no context.
+        """
+        size = self.bijector.context_size
+        if size == 0:
+            raise core.bad_value("given", "the distribution", "without a context", "one with context_size above 0")
+        context = align(context)[0]
+        if context.shape != (size,):
+            todo = "Use jax.vmap for many"
+            raise core.bad_value("given", "context", f"of shape {context.shape}", f"shape ({size},)", todo)
+        return Transformed(self.base, self.bijector.given(context))
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
         y, inside = self._held_inside(value)

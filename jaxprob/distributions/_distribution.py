@@ -83,6 +83,15 @@ class Distribution:
         """
         return self._log_prob(self._fitting("log_prob", value))
 
+    def sample_and_log_prob(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> tuple[jax.Array, jax.Array]:
+        """Draws as by `sample`, and the log density of each, of shape `shape + batch_shape`.
+
+        The same numbers as those of `log_prob`, without the way back where draws are made by a bijector.
+        """
+        name = f"{type(self).__name__}.sample_and_log_prob"
+        key = core.as_key(key, name)
+        return self._sample_and_log_prob(key, core.as_shape(name, shape))
+
     def mean(self) -> jax.Array:
         """Expectation, of shape `batch_shape + event_shape`."""
         raise self._undefined("mean")
@@ -127,6 +136,10 @@ class Distribution:
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         raise NotImplementedError
+
+    def _sample_and_log_prob(self, key: core.Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        draws = self._sample(key, shape)
+        return draws, self._log_prob(draws)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
         raise NotImplementedError

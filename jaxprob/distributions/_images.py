@@ -161,6 +161,9 @@ def image(support: Support, bijector: Bijector) -> Support:
     """The set that a bijector makes of a support."""
     if isinstance(bijector, bijectors.Identity):
         return support
+    whole = support.support if isinstance(support, IndependentSupport) else support
+    if bijector.keeps_reals and isinstance(whole, (supports.Real, supports.RealVector)):
+        return support
     if isinstance(bijector, bijectors.Chain):
         for part in bijector.bijectors:
             support = image(support, part)
