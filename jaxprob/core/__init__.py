@@ -9,6 +9,7 @@ from jaxprob.core._algorithm import Shared as Shared
 from jaxprob.core._algorithm import State as State
 from jaxprob.core._algorithm import position_of as position_of
 from jaxprob.core._batching import all_of_batch as all_of_batch
+from jaxprob.core._bound import Bound as Bound
 from jaxprob.core._checks import check_positive as check_positive
 from jaxprob.core._checks import check_whole as check_whole
 from jaxprob.core._checks import is_number as is_number

@@ -108,6 +108,19 @@ class Posterior:
             (prior if name in log_dets else likelihood).append(log_prob)
         return _sites.total([jnp.sum(x) for x in prior]), _sites.total([jnp.sum(x) for x in likelihood])
 
+    def log_prob_by_site(self, position: dict[str, Any]) -> dict[str, jax.Array]:
+        """What `log_density` adds up, by site: name to scalar, of a latent site with the log-determinant of its map.
+
+        Sites around a discrete one that is summed out have one entry together, under the name of the discrete one.
+        """
+        inside, (outside, log_dets) = _scoring.scores(self, position)
+        result = {name: jnp.sum(log_prob) for name, log_prob in outside.items()}
+        for name, log_det in log_dets.items():
+            result[name] = result.get(name, jnp.zeros_like(log_det)) + log_det
+        for group, found in zip(self.groups, inside, strict=True):
+            result[", ".join(group.names)] = jnp.sum(_groups.log_sum(group, found))
+        return result
+
     def sample_prior(self, key: core.Key) -> dict[str, jax.Array]:
         """A position drawn from the prior, that is from the first part of `split_log_density`.
 

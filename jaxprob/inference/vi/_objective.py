@@ -1,0 +1,196 @@
+"""What variational inference makes small: objectives as pairs of pure functions.
+
+An objective's `loss` has the signature of a training loss, `(params, batch, key) -> (scalar, metrics)`, so that
+`learning.Task(objective.init, objective.loss, optimizer)` trains it on batches under the runtime; `vi.ascent` makes an
+`Algorithm` of it where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from jaxprob import core
+from jaxprob.inference.vi._guide import Family
+from jaxprob.inference.vi._start import as_target
+
+GRADIENTS = ("stick_the_landing", "path", "entropy", "score")
+
+
+class Objective(NamedTuple):
+    """A pytree of two pure functions.
+
+    Attributes:
+      init: `key -> params`, such as a guide.
+      loss: `(params, batch, key) -> (scalar, metrics)`, minus the bound; `batch` is None where there are no batches.
+        The metric "elbo" is the bound, in nats.
+    """
+
+    init: Callable[[core.Key], Any]
+    loss: Callable[[Any, Any, core.Key], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Target(NamedTuple):
+    """What a guide is fitted to; a pytree, so that the data of a posterior are arguments of compiled functions.
+
+    Attributes:
+      log_density: `(position, batch) -> scalar`.
+      initial: `key -> position`, where a guide starts.
+    """
+
+    log_density: Callable[[Any, Any], jax.Array]
+    initial: Callable[[core.Key], Any]
+
+
+def read_target(function: str, target: Any, initial: Any) -> Target:
+    """A target from what a user passes: a log density or a posterior, and a position or a function that draws one."""
+    if isinstance(target, Target):
+        return target
+    _, position, draw = as_target(target, initial, function)
+    posterior = hasattr(target, "log_density") and callable(target.log_density)
+    if posterior and jax.tree_util.treedef_is_leaf(jax.tree.structure(target)):
+        target = target.log_density  # an object that is no pytree, and so a constant
+        posterior = False
+    log_density = Partial(_of_posterior, target) if posterior else Partial(_of_function, _function(target))
+    if draw is None:
+        start = Partial(_at, jax.tree.map(jnp.asarray, position))
+    else:
+        start = Partial(_draw_of, target) if posterior and initial is None else Partial(_call, _function(draw))
+    return Target(log_density, start)
+
+
+def _function(function: Callable[..., Any]) -> Any:
+    """A function as a pytree: one that is one stays as it is."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+    return Partial(function) if is_leaf else function
+
+
+def _of_posterior(posterior: Any, position: Any, batch: Any) -> jax.Array:
+    return posterior.log_density(position)
+
+
+def _of_function(function: Any, position: Any, batch: Any) -> jax.Array:
+    return function(position)
+
+
+def _at(position: Any, key: core.Key) -> Any:
+    return position
+
+
+def _draw_of(posterior: Any, key: core.Key) -> Any:
+    return posterior.initial(key)
+
+
+def _call(function: Any, key: core.Key) -> Any:
+    return function(key)
+
+
+def subsampled(model: Callable[[Any], Any], size: int, example: Any) -> Target:
+    """A posterior of which a step sees a batch of the data: log p(x) + size / batch size * log p(batch | x).
+
+    Args:
+      model: `batch -> posterior`, such as `lambda batch: regression(batch["x"]).condition(y=batch["y"])`. What depends
+        on data alone belongs to the likelihood, and latent quantities must be the same for all batches.
+      size: examples of all data.
+      example: one batch (example, ...), for the structure of positions.
+
+    Raises:
+      ValueError: if `size` is below the examples of a batch.
+
+    Source: Hoffman, Blei, Wang & Paisley (2013), "Stochastic variational inference", equation 26.
+    """
+    core.check_whole("subsampled", size=size)
+    if size < (number := _examples("subsampled", example)):
+        raise core.bad_value("subsampled", "size", size, f"at least the {number} examples of a batch")
+    return Target(Partial(core.Bound(_of_batch, model, size)), Partial(_draw_of, model(example)))
+
+
+def _of_batch(model: Any, size: int, position: Any, batch: Any) -> jax.Array:
+    if batch is None:
+        raise core.bad_value("subsampled", "batch", None, "a batch", "Train with learning.Task, or pass batches")
+    log_prior, log_likelihood = model(batch).split_log_density(position)
+    return log_prior + size / _examples("subsampled", batch) * log_likelihood
+
+
+def _examples(function: str, batch: Any) -> int:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes or (0,) in sizes:
+        raise core.bad_value(function, "batch", core.describe(batch), "arrays (example, ...) of one length")
+    return sizes.pop()[0]
+
+
+def elbo(
+    target: Any, guide: Family, *, draws: int = 1, gradient: str = "stick_the_landing", initial: Any = None
+) -> Objective:
+    r"""The evidence lower bound of a guide q.
+
+    $$E_q[\log p(x) - \log q(x)] = \log Z - KL(q \| p)$$
+
+    Args:
+      target: a posterior, a `position -> scalar` log density on unconstrained positions, or `vi.subsampled`.
+      guide: a family of guides, such as `vi.full_rank()`.
+      draws: of the guide for each step.
+      gradient: how draws give a gradient, without bias in each case. "stick_the_landing" leaves out the score, whose
+        mean is zero: its noise vanishes where the guide is exact. "path" differentiates all. "entropy" takes the
+        entropy in closed form, which Gaussian guides have. "score" needs no gradient of the target (and is noisy); the
+        mean of the other draws is its baseline.
+      initial: a position around which the guide starts, or a function `key -> position`; by default the posterior's.
+
+    Returns:
+      an `Objective`, whose parameters are the guide.
+
+    Raises:
+      TypeError: if `guide` is no family or `target` has no log density.
+      ValueError: for another `gradient`, `draws` below 1, or no `initial` where one is needed.
+
+    >>> objective = elbo(lambda x: -0.5 * x**2, mean_field(), initial=jnp.zeros(()))
+    >>> params = objective.init(jax.random.key(0))
+    >>> objective.loss(params, None, jax.random.key(1))[0].shape
+    ()
+
+    Source: Kucukelbir et al. (2017); Roeder, Wu & Duvenaud (2017), "Sticking the landing"; Ranganath, Gerrish & Blei
+    (2014), "Black box variational inference"; Kool, van Hoof & Welling (2019) for the baseline.
+    """
+    if not isinstance(guide, Family):
+        raise core.bad_type("elbo", "guide", guide, "a family of guides", "Such as vi.full_rank()")
+    core.check_whole("elbo", draws=draws)
+    if gradient not in GRADIENTS:
+        raise core.bad_value("elbo", "gradient", core.describe(gradient), f"one of {GRADIENTS}")
+    read = read_target("elbo", target, initial)
+    return Objective(
+        Partial(core.Bound(_init, guide), read.initial), Partial(core.Bound(_elbo, draws, gradient), read.log_density)
+    )
+
+
+def _init(family: Family, initial: Any, key: core.Key) -> Any:
+    return family.init(core.fold(key, 0), initial(core.fold(key, 1)))
+
+
+def _elbo(draws: int, gradient: str, log_density: Any, guide: Any, batch: Any, key: core.Key) -> Any:
+    if gradient == "score":
+        return _score(draws, log_density, guide, batch, key)
+    if gradient == "entropy":
+        log_p = jax.vmap(lambda x: log_density(x, batch))(guide.sample(key, draws))
+        value = jnp.mean(log_p) + guide.entropy()
+    else:
+        positions, log_q = guide.sample_and_log_prob(key, draws)
+        if gradient == "stick_the_landing":
+            log_q = jax.lax.stop_gradient(guide).log_prob(positions)
+        log_p = jax.vmap(lambda x: log_density(x, batch))(positions)
+        value = jnp.mean(log_p - log_q)
+    return -value, {"elbo": value}
+
+
+def _score(draws: int, log_density: Any, guide: Any, batch: Any, key: core.Key) -> Any:
+    positions = jax.lax.stop_gradient(guide.sample(key, draws))
+    log_q = guide.log_prob(positions)
+    difference = jax.lax.stop_gradient(jax.vmap(lambda x: log_density(x, batch))(positions) - log_q)
+    value = jnp.mean(difference)
+    # Each draw less the mean of the others: (f_i - mean) n / (n - 1).
+    centred = (difference - value) * (draws / (draws - 1)) if draws > 1 else difference
+    surrogate = jnp.mean(centred * log_q)
+    return -(value + surrogate - jax.lax.stop_gradient(surrogate)), {"elbo": value}
