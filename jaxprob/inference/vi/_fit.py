@@ -287,8 +287,10 @@ def _blame(target: Any, guide: Any, key: core.Key) -> str:
     """Which site of a posterior is not finite at a draw of a guide, in words."""
     if not hasattr(target, "log_prob_by_site") or not hasattr(guide, "sample"):
         return ""
+    # Compiled, so that a distribution may be made of numbers that it would refuse outside of a program.
+    by_site = jax.jit(lambda target, guide, key: target.log_prob_by_site(guide.sample(key)))
     for i in range(100):
-        found = target.log_prob_by_site(guide.sample(core.fold(key, i)))
+        found = by_site(target, guide, core.fold(key, i))
         for name, log_prob in found.items():
             if not bool(jnp.isfinite(log_prob)):
                 return f", where site {name!r} has log density {log_prob}"
