@@ -13,9 +13,16 @@ from jaxprob.inference.vi._guide import flow as flow
 from jaxprob.inference.vi._guide import full_rank as full_rank
 from jaxprob.inference.vi._guide import low_rank as low_rank
 from jaxprob.inference.vi._guide import mean_field as mean_field
+from jaxprob.inference.vi._implicit import ImplicitGuide as ImplicitGuide
+from jaxprob.inference.vi._implicit import MatrixNetwork as MatrixNetwork
+from jaxprob.inference.vi._implicit import implicit as implicit
+from jaxprob.inference.vi._implicit import linearized_elbo as linearized_elbo
 from jaxprob.inference.vi._laplace import Laplace as Laplace
 from jaxprob.inference.vi._laplace import laplace as laplace
 from jaxprob.inference.vi._layout import Layout as Layout
+from jaxprob.inference.vi._natural_gradient import NaturalInfo as NaturalInfo
+from jaxprob.inference.vi._natural_gradient import NaturalState as NaturalState
+from jaxprob.inference.vi._natural_gradient import natural_gradient as natural_gradient
 from jaxprob.inference.vi._objective import Objective as Objective
 from jaxprob.inference.vi._objective import Target as Target
 from jaxprob.inference.vi._objective import elbo as elbo
@@ -23,3 +30,6 @@ from jaxprob.inference.vi._objective import subsampled as subsampled
 from jaxprob.inference.vi._pathfinder import Pathfinder as Pathfinder
 from jaxprob.inference.vi._pathfinder import pathfinder as pathfinder
 from jaxprob.inference.vi._quasi_newton_metric import QuasiNewtonMetric as QuasiNewtonMetric
+from jaxprob.inference.vi._stein import SteinInfo as SteinInfo
+from jaxprob.inference.vi._stein import SteinState as SteinState
+from jaxprob.inference.vi._stein import stein as stein
