@@ -9,6 +9,10 @@ from jaxprob.analysis._convergence import r_hat as r_hat
 from jaxprob.analysis._convergence import tail_effective_sample_size as tail_effective_sample_size
 from jaxprob.analysis._diagnose import Diagnosis as Diagnosis
 from jaxprob.analysis._diagnose import diagnose as diagnose
+from jaxprob.analysis._guides import GuideQuality as GuideQuality
+from jaxprob.analysis._guides import VariationalCalibration as VariationalCalibration
+from jaxprob.analysis._guides import guide_quality as guide_quality
+from jaxprob.analysis._guides import variational_calibration as variational_calibration
 from jaxprob.analysis._laws import LawCheck as LawCheck
 from jaxprob.analysis._laws import check_measure_preserving as check_measure_preserving
 from jaxprob.analysis._mcse import mcse_mean as mcse_mean
