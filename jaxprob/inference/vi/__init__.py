@@ -1,5 +1,7 @@
 """Variational inference: guides, the bounds they are fitted by, and Gaussian approximations at or near a mode."""
 
+from jaxprob.inference.vi._expectation_propagation import ExpectationPropagation as ExpectationPropagation
+from jaxprob.inference.vi._expectation_propagation import expectation_propagation as expectation_propagation
 from jaxprob.inference.vi._fit import AscentInfo as AscentInfo
 from jaxprob.inference.vi._fit import AscentState as AscentState
 from jaxprob.inference.vi._fit import Fit as Fit
