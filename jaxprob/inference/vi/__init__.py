@@ -1,5 +1,20 @@
 """Variational inference: guides, the bounds they are fitted by, and Gaussian approximations at or near a mode."""
 
+from jaxprob.inference.vi._amortized import amortized_elbo as amortized_elbo
+from jaxprob.inference.vi._blocks import BetaBlock as BetaBlock
+from jaxprob.inference.vi._blocks import Block as Block
+from jaxprob.inference.vi._blocks import CategoricalBlock as CategoricalBlock
+from jaxprob.inference.vi._blocks import DirichletBlock as DirichletBlock
+from jaxprob.inference.vi._blocks import GammaBlock as GammaBlock
+from jaxprob.inference.vi._blocks import MultivariateNormalBlock as MultivariateNormalBlock
+from jaxprob.inference.vi._blocks import NormalBlock as NormalBlock
+from jaxprob.inference.vi._blocks import WishartBlock as WishartBlock
+from jaxprob.inference.vi._conjugate import ConjugateFit as ConjugateFit
+from jaxprob.inference.vi._conjugate import CoordinateInfo as CoordinateInfo
+from jaxprob.inference.vi._conjugate import CoordinateState as CoordinateState
+from jaxprob.inference.vi._conjugate import coordinate_ascent as coordinate_ascent
+from jaxprob.inference.vi._conjugate import fit_conjugate as fit_conjugate
+from jaxprob.inference.vi._divergence import kl_divergence as kl_divergence
 from jaxprob.inference.vi._expectation_propagation import ExpectationPropagation as ExpectationPropagation
 from jaxprob.inference.vi._expectation_propagation import expectation_propagation as expectation_propagation
 from jaxprob.inference.vi._fit import AscentInfo as AscentInfo

@@ -1,0 +1,236 @@
+"""The bound of a latent-variable model: the mean over a batch, with a guide that is a function of the example.
+
+    log p(x) >= E_q(z | x)[log p(x | z)] - KL(q(z | x) || p(z))
+
+Source: Kingma & Welling (2014), "Auto-encoding variational Bayes", equations 3 and 10; and as said at the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from jaxprob import core
+from jaxprob.inference.vi._bounds import (
+    doubly_reparameterized_bound,
+    importance_weighted_bound,
+    vimco_bound,
+    with_gradient_of,
+)
+from jaxprob.inference.vi._divergence import kl_divergence
+from jaxprob.inference.vi._objective import Objective, _examples
+from jaxprob.models.latent import LatentVariableModel
+
+GRADIENTS = {
+    "elbo": ("path", "stick_the_landing", "score"),
+    "importance_weighted": ("path", "doubly_reparameterized", "score"),
+}
+
+
+def amortized_elbo(
+    model: LatentVariableModel,
+    draws: int = 1,
+    *,
+    kl: str = "closed",
+    kl_weight: Any = 1.0,
+    bound: str = "elbo",
+    gradient: str = "path",
+    corrupt: Callable[[core.Key, Any], Any] | None = None,
+) -> Objective:
+    r"""The evidence lower bound of a latent-variable model, or its importance-weighted one.
+
+    $$E_q[\log p(x | z)] - \beta KL(q(z | x) \| p(z)), \qquad E \log \frac{1}{n} \sum_i \frac{p(x, z_i)}{q(z_i | x)}$$
+
+    To anneal the weight, build the objective inside of a loss: `kl_weight` may be traced, such as that of a schedule of
+    a step that the batch brings along:
+
+        def loss(params, batch, key):
+            objective = vi.amortized_elbo(model, kl_weight=schedule(batch["step"]))
+            return objective.loss(params, batch["xs"], key)
+
+    Args:
+      model: a `LatentVariableModel`.
+      draws: of z for each example and step.
+      kl: "closed" for the divergence in closed form, of normal and categorical guides (see `vi.kl_divergence`), or
+        "sampled", by the same draws. Without a part in the importance-weighted bound.
+      kl_weight: (), at least 0: the factor beta of the divergence in what is minimised.
+      bound: "elbo" or "importance_weighted".
+      gradient: "path" for the gradient through the draws. "stick_the_landing" leaves out the score, with
+        `kl="sampled"`; "doubly_reparameterized" does the same for the importance-weighted bound. "score" is for draws
+        without a path, such as discrete ones: the mean of the other draws is its baseline, and for the
+        importance-weighted bound VIMCO's. A relaxed guide has a path, and `kl="closed"`.
+      corrupt: `(key, x) -> x`, what the recognition sees in place of an example in training.
+
+    Returns:
+      an `Objective` with `params = model.init(key)`: `loss(params, batch, key)` is minus the mean over the batch, and
+      metrics are means: "elbo" (the bound, whatever the weight), "log_likelihood" and "kl" (of the draws, but for
+      `kl="closed"`). A batch is (example, ...), and for a conditional model a pair of such.
+
+    Raises:
+      TypeError: if `model` is none, or at the first loss if the divergence has no closed form.
+      ValueError: for an unknown option or a weight below 0, or at a loss if the batch has no examples.
+
+    >>> from jaxprob.models import latent
+    >>> objective = amortized_elbo(latent.autoencoder(4, 2, 8))
+    >>> params = objective.init(jax.random.key(0))
+    >>> value, metrics = objective.loss(params, jnp.ones((3, 4)), jax.random.key(1))
+    >>> sorted(metrics), bool(value == -metrics["elbo"])
+    (['elbo', 'kl', 'log_likelihood'], True)
+
+    Source: Burda, Grosse & Salakhutdinov (2016); Higgins et al. (2017), "beta-VAE"; Roeder, Wu & Duvenaud (2017);
+    Tucker et al. (2019); Mnih & Rezende (2016); Vincent et al. (2008) for the corruption.
+    """
+    name = "amortized_elbo"
+    if not isinstance(model, LatentVariableModel):
+        raise core.bad_type(name, "model", model, "a LatentVariableModel", "Such as latent.autoencoder(64, 8)")
+    core.check_whole(name, draws=draws)
+    if kl not in ("closed", "sampled"):
+        raise core.bad_value(name, "kl", core.describe(kl), "'closed' or 'sampled'")
+    if bound not in GRADIENTS:
+        raise core.bad_value(name, "bound", core.describe(bound), f"one of {tuple(GRADIENTS)}")
+    if gradient not in GRADIENTS[bound]:
+        raise core.bad_value(
+            name, "gradient", core.describe(gradient), f"one of {GRADIENTS[bound]} for the bound {bound!r}"
+        )
+    if gradient == "stick_the_landing" and kl == "closed":
+        todo = "A closed form has no score to leave out"
+        raise core.bad_value(name, "gradient", core.describe(gradient), "'path' or 'score' with kl='closed'", todo)
+    if corrupt is not None and not callable(corrupt):
+        raise core.bad_type(name, "corrupt", corrupt, "a function of a key and an example")
+    weight = _weight(name, kl_weight, bound)
+    loss = core.Bound(_loss, model, draws, kl == "closed", bound, gradient, corrupt)
+    return Objective(Partial(core.Bound(_init, model)), Partial(loss, weight))
+
+
+def _weight(name: str, weight: Any, bound: str) -> Any:
+    expected = "a number, at least 0"
+    if isinstance(weight, jax.core.Tracer):
+        return weight
+    if not (core.is_number(weight) or isinstance(weight, jax.Array)) or jnp.shape(weight) != ():
+        todo = "Call a schedule with the step" if callable(weight) else ""
+        raise core.bad_type(name, "kl_weight", weight, expected, todo)
+    if not 0 <= float(weight) < float("inf"):
+        raise core.bad_value(name, "kl_weight", weight, expected)
+    if bound != "elbo" and float(weight) != 1:
+        raise core.bad_value(name, "kl_weight", weight, "1 for the importance-weighted bound")
+    return jnp.asarray(weight, float)
+
+
+def _init(model: LatentVariableModel, key: core.Key) -> Any:
+    return model.init(core.as_key(key, "amortized_elbo"))
+
+
+def _loss(
+    model: LatentVariableModel,
+    draws: int,
+    closed: bool,
+    bound: str,
+    gradient: str,
+    corrupt: Any,
+    weight: jax.Array,
+    params: Any,
+    batch: Any,
+    key: core.Key,
+) -> Any:
+    if model.conditional and not (isinstance(batch, tuple) and len(batch) == 2):
+        todo = "This model is conditional"
+        raise core.bad_value("amortized_elbo", "batch", core.describe(batch), "a pair (xs, conditions)", todo)
+    xs, condition = (batch[0], batch[1:]) if model.conditional else (batch, ())
+    keys = core.chain_keys(core.as_key(key, "amortized_elbo"), jnp.arange(_examples("amortized_elbo", batch)))
+
+    def one(key: core.Key, x: Any, condition: tuple[Any, ...]) -> Any:
+        seen = x if corrupt is None else corrupt(core.fold(key, 1), x)
+        guide = model.recognition(params, seen, *condition)
+        example = _Example(model, params, guide, x, condition)
+        if bound == "elbo":
+            return _elbo(example, draws, closed, gradient, weight, core.fold(key, 0))
+        return _importance_weighted(example, draws, gradient, core.fold(key, 0))
+
+    value, metrics = jax.vmap(one)(keys, xs, condition)
+    return -jnp.mean(value), jax.tree.map(jnp.mean, metrics)
+
+
+class _Example:
+    """One example: what is asked of its laws, added up over batch axes of independent parts."""
+
+    def __init__(self, model: LatentVariableModel, params: Any, guide: Any, x: Any, condition: tuple[Any, ...]) -> None:
+        self.model, self.params, self.guide, self.x, self.condition = model, params, guide, x, condition
+
+    def fixed(self) -> _Example:
+        """Without gradients of the parameters."""
+        params, guide = lax.stop_gradient((self.params, self.guide))
+        return _Example(self.model, params, guide, self.x, self.condition)
+
+    def draw(self, key: core.Key, number: int) -> jax.Array:
+        return self.guide.sample(key, number)
+
+    def prior(self) -> Any:
+        return self.model.prior(self.params, *self.condition)
+
+    def log_likelihood(self, zs: jax.Array) -> jax.Array:
+        """(draw,)."""
+        return jax.vmap(lambda z: jnp.sum(self.model.likelihood(self.params, z, *self.condition).log_prob(self.x)))(zs)
+
+    def log_prior(self, zs: jax.Array) -> jax.Array:
+        return _each(self.prior().log_prob(zs))
+
+    def log_guide(self, zs: jax.Array) -> jax.Array:
+        return _each(self.guide.log_prob(zs))
+
+
+def _each(values: jax.Array) -> jax.Array:
+    """Sums over all axes but that of the draws."""
+    return jnp.sum(values, tuple(range(1, values.ndim)))
+
+
+def _metrics(bound: jax.Array, log_likelihood: jax.Array, kl: jax.Array) -> dict[str, jax.Array]:
+    return {"elbo": bound, "log_likelihood": log_likelihood, "kl": kl}
+
+
+def _elbo(example: _Example, draws: int, closed: bool, gradient: str, weight: jax.Array, key: core.Key) -> Any:
+    zs = example.draw(key, draws)
+    if gradient == "score":
+        zs = lax.stop_gradient(zs)
+    log_likelihood = example.log_likelihood(zs)
+    weight = weight.astype(log_likelihood.dtype)
+    if closed:
+        exact, sampled = jnp.sum(kl_divergence(example.guide, example.prior())), jnp.zeros_like(log_likelihood)
+    else:
+        # The score has mean zero under the guide: it is noise where the gradient does not need it.
+        guide = example if gradient == "path" else example.fixed()
+        exact, sampled = jnp.zeros_like(log_likelihood[0]), guide.log_guide(zs) - example.log_prior(zs)
+    terms = log_likelihood - weight * sampled
+    value = jnp.mean(terms) - weight * exact
+    if gradient == "score":
+        log_q = example.log_guide(zs)
+        credit = lax.stop_gradient(terms)
+        # Each draw less the mean of the others. The terms' own gradient, of the generative part, stays as it is.
+        credit = (credit - jnp.mean(credit)) * (draws / (draws - 1)) if draws > 1 else credit
+        value = with_gradient_of(value, value + jnp.mean(credit * log_q))
+    total, kl = jnp.mean(log_likelihood), jnp.mean(sampled) + exact
+    return value, _metrics(total - kl, total, kl)
+
+
+def _importance_weighted(example: _Example, draws: int, gradient: str, key: core.Key) -> Any:
+    zs = example.draw(key, draws)
+    if gradient == "score":
+        zs = lax.stop_gradient(zs)
+    fixed, still = example.fixed(), lax.stop_gradient(zs)
+    guide = fixed if gradient == "doubly_reparameterized" else example
+    log_likelihood, log_prior, log_q = example.log_likelihood(zs), example.log_prior(zs), guide.log_guide(zs)
+    log_weights = log_likelihood + log_prior - log_q
+    if gradient == "score":
+        value = vimco_bound(log_weights, log_q)
+    elif gradient == "path":
+        value = importance_weighted_bound(log_weights)
+    else:
+        moved = fixed.log_likelihood(zs) + fixed.log_prior(zs) - fixed.log_guide(zs)
+        learned = example.log_likelihood(still) + example.log_prior(still) - fixed.log_guide(still)
+        value = importance_weighted_bound(learned)
+        value = with_gradient_of(value, value + doubly_reparameterized_bound(moved))
+    return value, _metrics(value, jnp.mean(log_likelihood), jnp.mean(log_q - log_prior))
