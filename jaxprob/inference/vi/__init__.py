@@ -40,6 +40,9 @@ from jaxprob.inference.vi._layout import Layout as Layout
 from jaxprob.inference.vi._natural_gradient import NaturalInfo as NaturalInfo
 from jaxprob.inference.vi._natural_gradient import NaturalState as NaturalState
 from jaxprob.inference.vi._natural_gradient import natural_gradient as natural_gradient
+from jaxprob.inference.vi._network_laplace import NetworkLaplace as NetworkLaplace
+from jaxprob.inference.vi._network_laplace import Prediction as Prediction
+from jaxprob.inference.vi._network_laplace import network_laplace as network_laplace
 from jaxprob.inference.vi._objective import Objective as Objective
 from jaxprob.inference.vi._objective import Target as Target
 from jaxprob.inference.vi._objective import elbo as elbo
