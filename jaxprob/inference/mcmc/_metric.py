@@ -42,6 +42,12 @@ class Metric:
             return self.factor * gradient
         return product(gradient, self.factor)
 
+    def whiten(self, displacement: jax.Array) -> jax.Array:
+        """L^-1 x, for a displacement x (size,)."""
+        if self.factor.ndim < 2:
+            return displacement / self.factor
+        return core.solve_triangular(self.factor, displacement, vector=True)
+
     def astype(self, dtype: Any) -> Metric:
         """The same metric in another dtype."""
         return Metric(self.factor.astype(dtype))

@@ -14,6 +14,9 @@ from jaxprob.inference.vi._conjugate import CoordinateInfo as CoordinateInfo
 from jaxprob.inference.vi._conjugate import CoordinateState as CoordinateState
 from jaxprob.inference.vi._conjugate import coordinate_ascent as coordinate_ascent
 from jaxprob.inference.vi._conjugate import fit_conjugate as fit_conjugate
+from jaxprob.inference.vi._discrete import discrete_expectation as discrete_expectation
+from jaxprob.inference.vi._discrete import gumbel_softmax as gumbel_softmax
+from jaxprob.inference.vi._discrete import gumbel_softmax_log_prob as gumbel_softmax_log_prob
 from jaxprob.inference.vi._divergence import kl_divergence as kl_divergence
 from jaxprob.inference.vi._expectation_propagation import ExpectationPropagation as ExpectationPropagation
 from jaxprob.inference.vi._expectation_propagation import expectation_propagation as expectation_propagation
@@ -34,9 +37,13 @@ from jaxprob.inference.vi._implicit import ImplicitGuide as ImplicitGuide
 from jaxprob.inference.vi._implicit import MatrixNetwork as MatrixNetwork
 from jaxprob.inference.vi._implicit import implicit as implicit
 from jaxprob.inference.vi._implicit import linearized_elbo as linearized_elbo
+from jaxprob.inference.vi._importance_weighted import forward_kl as forward_kl
+from jaxprob.inference.vi._importance_weighted import importance_weighted as importance_weighted
+from jaxprob.inference.vi._importance_weighted import renyi as renyi
 from jaxprob.inference.vi._laplace import Laplace as Laplace
 from jaxprob.inference.vi._laplace import laplace as laplace
 from jaxprob.inference.vi._layout import Layout as Layout
+from jaxprob.inference.vi._maximum_likelihood import maximum_likelihood as maximum_likelihood
 from jaxprob.inference.vi._natural_gradient import NaturalInfo as NaturalInfo
 from jaxprob.inference.vi._natural_gradient import NaturalState as NaturalState
 from jaxprob.inference.vi._natural_gradient import natural_gradient as natural_gradient

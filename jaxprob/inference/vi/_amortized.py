@@ -7,6 +7,7 @@ Source: Kingma & Welling (2014), "Auto-encoding variational Bayes", equations 3 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,18 +17,23 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxprob import core
+from jaxprob.distributions._one_hot import OneHotCategorical
+from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.vi._bounds import (
     doubly_reparameterized_bound,
     importance_weighted_bound,
     vimco_bound,
     with_gradient_of,
 )
+from jaxprob.inference.vi._discrete import discrete_expectation
 from jaxprob.inference.vi._divergence import kl_divergence
 from jaxprob.inference.vi._objective import Objective, _examples
 from jaxprob.models.latent import LatentVariableModel
 
+# Of guides that are one-hot categories, by `vi.discrete_expectation`.
+CATEGORICAL = ("exact", "straight_through", "gumbel_softmax", "rebar")
 GRADIENTS = {
-    "elbo": ("path", "stick_the_landing", "score"),
+    "elbo": ("path", "stick_the_landing", "score", *CATEGORICAL),
     "importance_weighted": ("path", "doubly_reparameterized", "score"),
 }
 
@@ -40,6 +46,7 @@ def amortized_elbo(
     kl_weight: Any = 1.0,
     bound: str = "elbo",
     gradient: str = "path",
+    temperature: Any = 0.5,
     corrupt: Callable[[core.Key, Any], Any] | None = None,
 ) -> Objective:
     r"""The evidence lower bound of a latent-variable model, or its importance-weighted one.
@@ -63,7 +70,9 @@ def amortized_elbo(
       gradient: "path" for the gradient through the draws. "stick_the_landing" leaves out the score, with
         `kl="sampled"`; "doubly_reparameterized" does the same for the importance-weighted bound. "score" is for draws
         without a path, such as discrete ones: the mean of the other draws is its baseline, and for the
-        importance-weighted bound VIMCO's. A relaxed guide has a path, and `kl="closed"`.
+        importance-weighted bound VIMCO's. Guides that are `OneHotCategorical` have "exact", "straight_through",
+        "gumbel_softmax" and "rebar" as well (see `vi.discrete_expectation`), with `kl="closed"`.
+      temperature: (), above 0, of these; it may be traced, as `kl_weight` may.
       corrupt: `(key, x) -> x`, what the recognition sees in place of an example in training.
 
     Returns:
@@ -97,6 +106,8 @@ def amortized_elbo(
         raise core.bad_value(
             name, "gradient", core.describe(gradient), f"one of {GRADIENTS[bound]} for the bound {bound!r}"
         )
+    if gradient in CATEGORICAL and kl != "closed":
+        raise core.bad_value(name, "kl", core.describe(kl), f"'closed' with gradient={gradient!r}")
     if gradient == "stick_the_landing" and kl == "closed":
         todo = "A closed form has no score to leave out"
         raise core.bad_value(name, "gradient", core.describe(gradient), "'path' or 'score' with kl='closed'", todo)
@@ -104,7 +115,8 @@ def amortized_elbo(
         raise core.bad_type(name, "corrupt", corrupt, "a function of a key and an example")
     weight = _weight(name, kl_weight, bound)
     loss = core.Bound(_loss, model, draws, kl == "closed", bound, gradient, corrupt)
-    return Objective(Partial(core.Bound(_init, model)), Partial(loss, weight))
+    temperature = known_number(name, "temperature", temperature, lambda t: 0 < t < math.inf, "a positive number")
+    return Objective(Partial(core.Bound(_init, model)), Partial(loss, weight, temperature))
 
 
 def _weight(name: str, weight: Any, bound: str) -> Any:
@@ -133,6 +145,7 @@ def _loss(
     gradient: str,
     corrupt: Any,
     weight: jax.Array,
+    temperature: jax.Array,
     params: Any,
     batch: Any,
     key: core.Key,
@@ -147,6 +160,8 @@ def _loss(
         seen = x if corrupt is None else corrupt(core.fold(key, 1), x)
         guide = model.recognition(params, seen, *condition)
         example = _Example(model, params, guide, x, condition)
+        if gradient in CATEGORICAL:
+            return _categorical(example, draws, gradient, weight, temperature, core.fold(key, 0))
         if bound == "elbo":
             return _elbo(example, draws, closed, gradient, weight, core.fold(key, 0))
         return _importance_weighted(example, draws, gradient, core.fold(key, 0))
@@ -156,36 +171,40 @@ def _loss(
 
 
 class _Example:
-    """One example: what is asked of its laws, added up over batch axes of independent parts."""
+    """One example: what is asked of its laws, summed over batch axes of independent parts, in one dtype."""
 
     def __init__(self, model: LatentVariableModel, params: Any, guide: Any, x: Any, condition: tuple[Any, ...]) -> None:
         self.model, self.params, self.guide, self.x, self.condition = model, params, guide, x, condition
+        self.dtype = core.accumulator_dtype(core.result_dtype(params))
 
     def fixed(self) -> _Example:
         """Without gradients of the parameters."""
         params, guide = lax.stop_gradient((self.params, self.guide))
         return _Example(self.model, params, guide, self.x, self.condition)
 
-    def draw(self, key: core.Key, number: int) -> jax.Array:
-        return self.guide.sample(key, number)
-
-    def prior(self) -> Any:
-        return self.model.prior(self.params, *self.condition)
-
     def log_likelihood(self, zs: jax.Array) -> jax.Array:
-        """(draw,)."""
-        return jax.vmap(lambda z: jnp.sum(self.model.likelihood(self.params, z, *self.condition).log_prob(self.x)))(zs)
+        """Of each draw, (draw,)."""
+
+        def one(z: jax.Array) -> jax.Array:
+            return self.model.likelihood(self.params, z, *self.condition).log_prob(self.x)
+
+        return self._each(jax.vmap(one)(zs))
 
     def log_prior(self, zs: jax.Array) -> jax.Array:
-        return _each(self.prior().log_prob(zs))
+        """Of each draw, (draw,)."""
+        return self._each(self.model.prior(self.params, *self.condition).log_prob(zs))
 
     def log_guide(self, zs: jax.Array) -> jax.Array:
-        return _each(self.guide.log_prob(zs))
+        """Of each draw, (draw,)."""
+        return self._each(self.guide.log_prob(zs))
 
+    def kl(self) -> jax.Array:
+        """In closed form, ()."""
+        return jnp.sum(kl_divergence(self.guide, self.model.prior(self.params, *self.condition)).astype(self.dtype))
 
-def _each(values: jax.Array) -> jax.Array:
-    """Sums over all axes but that of the draws."""
-    return jnp.sum(values, tuple(range(1, values.ndim)))
+    def _each(self, values: jax.Array) -> jax.Array:
+        values = values.astype(self.dtype)
+        return jnp.sum(values, tuple(range(1, values.ndim)))
 
 
 def _metrics(bound: jax.Array, log_likelihood: jax.Array, kl: jax.Array) -> dict[str, jax.Array]:
@@ -193,13 +212,13 @@ def _metrics(bound: jax.Array, log_likelihood: jax.Array, kl: jax.Array) -> dict
 
 
 def _elbo(example: _Example, draws: int, closed: bool, gradient: str, weight: jax.Array, key: core.Key) -> Any:
-    zs = example.draw(key, draws)
+    zs = example.guide.sample(key, draws)
     if gradient == "score":
         zs = lax.stop_gradient(zs)
     log_likelihood = example.log_likelihood(zs)
     weight = weight.astype(log_likelihood.dtype)
     if closed:
-        exact, sampled = jnp.sum(kl_divergence(example.guide, example.prior())), jnp.zeros_like(log_likelihood)
+        exact, sampled = example.kl(), jnp.zeros_like(log_likelihood)
     else:
         # The score has mean zero under the guide: it is noise where the gradient does not need it.
         guide = example if gradient == "path" else example.fixed()
@@ -216,8 +235,26 @@ def _elbo(example: _Example, draws: int, closed: bool, gradient: str, weight: ja
     return value, _metrics(total - kl, total, kl)
 
 
+def _categorical(
+    example: _Example, draws: int, gradient: str, weight: jax.Array, temperature: jax.Array, key: core.Key
+) -> Any:
+    if not isinstance(example.guide, OneHotCategorical):
+        got, todo = f"{gradient!r} for a {type(example.guide).__name__}", "Use 'score'"
+        raise core.bad_type("amortized_elbo", "gradient", got, "a guide that is a OneHotCategorical", todo)
+    log_likelihood = discrete_expectation(
+        lambda z: example.log_likelihood(jnp.expand_dims(z, 0))[0],
+        core.safe_log(example.guide.probs) if example.guide.logits is None else example.guide.logits,
+        None if gradient == "exact" else key,
+        estimator=gradient,
+        draws=draws,
+        temperature=temperature,
+    )
+    kl = example.kl()
+    return log_likelihood - weight.astype(kl.dtype) * kl, _metrics(log_likelihood - kl, log_likelihood, kl)
+
+
 def _importance_weighted(example: _Example, draws: int, gradient: str, key: core.Key) -> Any:
-    zs = example.draw(key, draws)
+    zs = example.guide.sample(key, draws)
     if gradient == "score":
         zs = lax.stop_gradient(zs)
     fixed, still = example.fixed(), lax.stop_gradient(zs)

@@ -21,6 +21,7 @@ from jaxprob.distributions import (
 )
 from jaxprob.distributions._concatenated import Concatenated
 from jaxprob.distributions._multivariate import LOG_2PI
+from jaxprob.distributions._one_hot import OneHotCategorical
 from jaxprob.distributions._rank_one_precision import MultivariateNormalRankOnePrecision
 
 _VECTORS = (
@@ -37,7 +38,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> jax.Array:
     $$KL(q \| p) = E_q[\log q(x) - \log p(x)]$$
 
     Args:
-      q: a normal distribution (of numbers or of vectors, with whatever covariance), a Bernoulli or a Categorical one,
+      q: a normal distribution (of numbers or of vectors, with whatever covariance), a Bernoulli or a categorical one,
         or `Independent` or `Concatenated` ones of these.
       p: of the same kind; of normal vectors one with a diagonal covariance, or both with a dense one.
 
@@ -72,7 +73,7 @@ def _closed(q: Any, p: Any) -> jax.Array | None:
     if isinstance(q, Concatenated) and isinstance(p, Concatenated) and q.sizes == p.sizes:
         parts = [_closed(a, b) for a, b in zip(q.parts, p.parts, strict=True)]
         return None if any(part is None for part in parts) else sum(parts)
-    if isinstance(q, Categorical) and isinstance(p, Categorical) and q.num_categories == p.num_categories:
+    if any(isinstance(q, kind) and isinstance(p, kind) for kind in (Categorical, OneHotCategorical)):
         log_q, log_p = (core.safe_log(d.probs) if d.logits is None else jax.nn.log_softmax(d.logits) for d in (q, p))
         return jnp.sum(_expected(jnp.exp(log_q), *_aligned(log_q, log_p)), -1)
     if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):

@@ -19,8 +19,16 @@ import optax
 from jax.tree_util import Partial
 
 from jaxprob import core, scan
+from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.vi._guide import Family, full_rank
+from jaxprob.inference.vi._laplace import laplace
 from jaxprob.inference.vi._objective import Objective, elbo, read_target
+from jaxprob.inference.vi._pathfinder import pathfinder
+from jaxprob.inference.vi._place import Place
+from jaxprob.inference.vi._quasi_newton_metric import from_diagonal
+from jaxprob.models import Posterior
+
+LARGEST_HESSIAN = 1000  # numbers of a position above which no dense Hessian is looked for
 
 
 class AscentState(NamedTuple):
@@ -243,7 +251,9 @@ def fit(
       guide: a family of guides; `vi.full_rank()` by default.
       draws: of the guide for each step (see `vi.elbo`).
       gradient: as of `vi.elbo`.
-      initial: a position around which the guide starts, or a function `key -> position`.
+      initial: a position around which the guide starts, a function `key -> position`, or the result of `vi.laplace`
+        or `vi.pathfinder`, in whose coordinates the guide is then fitted; for a posterior by default the first of
+        these two that succeeds.
       optimizer: of optax; Adam with a rate of 0.05 by default.
       max_steps: at most.
       window: steps whose bounds are averaged and compared, at first (see `vi.ascent`).
@@ -266,12 +276,43 @@ def fit(
             raise core.bad_value("vi.fit", "guide", guide, "None with an objective, which has its own")
         objective = target
     else:
+        if initial is None and isinstance(target, Posterior):
+            initial = _find_place(target, core.fold(key, 3))
         read = read_target("vi.fit", target, initial)
         objective = elbo(read, full_rank() if guide is None else guide, draws=draws, gradient=gradient)
     algorithm = ascent(objective, optimizer, window=window)
     params = objective.init(core.fold(key, 0))
     check_bound(objective, target, params, core.fold(key, 1))
     return _run(algorithm.init, max_steps, algorithm.step, params, core.fold(key, 2))
+
+
+def _find_place(posterior: Posterior, key: core.Key) -> Place:
+    """The Laplace approximation; Pathfinder's where it did not converge or would be large.
+
+    Where neither is found, or inside `jit` no Laplace approximation, around a drawn position.
+    """
+    drawn = posterior.initial(core.fold(key, 0))
+    size = core.size(drawn)
+    if size <= LARGEST_HESSIAN:
+        mean, metric, usable = _by_laplace(posterior, drawn)
+        if isinstance(usable, jax.core.Tracer) or bool(usable):
+            plain = Metric(jnp.eye(size, dtype=metric.factor.dtype))
+            return Place(*jax.tree.map(lambda a, b: jnp.where(usable, a, b), (mean, metric), (drawn, plain)))
+    mean, metric, usable = _by_pathfinder(posterior, core.fold(key, 1))
+    plain = from_diagonal(jnp.ones_like(metric.factor), metric.left.shape[0])
+    return Place(*jax.tree.map(lambda a, b: jnp.where(usable, a, b), (mean, metric), (drawn, plain)))
+
+
+@jax.jit
+def _by_laplace(posterior: Posterior, position: Any) -> tuple[Any, Metric, jax.Array]:
+    found = laplace(posterior, position)
+    return found.mean, found.inverse_mass_matrix, found.converged
+
+
+@jax.jit
+def _by_pathfinder(posterior: Posterior, key: core.Key) -> tuple[Any, Any, jax.Array]:
+    found = pathfinder(posterior, key=key, num_draws=1)
+    return found.mean, found.inverse_mass_matrix, jnp.isfinite(found.elbo)
 
 
 def check_bound(objective: Objective, target: Any, params: Any, key: core.Key) -> None:

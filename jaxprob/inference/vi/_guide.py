@@ -10,8 +10,9 @@ Mohamed (2015), "Variational inference with normalizing flows".
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxprob.distributions import (
     flows,
 )
 from jaxprob.inference.vi._layout import Layout
+from jaxprob.inference.vi._place import Place
 
 
 @core.pytree
@@ -36,31 +38,43 @@ class Guide:
     Attributes:
       distribution: over vectors (size,) of real numbers; its leaves are the parameters.
       layout: how a position lies in a vector.
+      place: None, or what takes the vectors to positions, fixed: no gradient reaches it.
     """
 
     distribution: Distribution
     layout: Layout = core.static()
+    place: Place | None = None
 
     def sample(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> Any:
         """Positions with leading axes `shape`."""
-        return self.layout.unravel(self.distribution.sample(key, shape))
+        return self.layout.unravel(self._out(self.distribution.sample(key, shape)))
 
     def sample_and_log_prob(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> tuple[Any, jax.Array]:
         """Positions with leading axes `shape`, and the log density of each."""
         vectors, log_prob = self.distribution.sample_and_log_prob(key, shape)
-        return self.layout.unravel(vectors), log_prob
+        return self.layout.unravel(self._out(vectors)), log_prob - self._log_volume
 
     def log_prob(self, position: Any) -> jax.Array:
         """Log density at a position, or at several with leading axes."""
-        return self.distribution.log_prob(self.layout.ravel(position))
+        vector = self.layout.ravel(position)
+        if self.place is not None:
+            vector = jax.lax.stop_gradient(self.place).back(vector)
+        return self.distribution.log_prob(vector) - self._log_volume
+
+    def _out(self, vectors: jax.Array) -> jax.Array:
+        return vectors if self.place is None else jax.lax.stop_gradient(self.place).out(vectors)
+
+    @property
+    def _log_volume(self) -> jax.Array | float:
+        return 0.0 if self.place is None else jax.lax.stop_gradient(self.place).log_volume
 
     def entropy(self) -> jax.Array:
         """In nats, where it has a closed form: of Gaussian guides."""
         distribution = self.distribution
         if isinstance(distribution, Transformed) and isinstance(distribution.bijector, _AFFINE):
             zero = jnp.zeros(distribution.base.shape, self.layout.dtype)
-            return distribution.base.entropy() + distribution.bijector.forward_and_log_det(zero)[1]
-        return distribution.entropy()
+            return distribution.base.entropy() + distribution.bijector.forward_and_log_det(zero)[1] + self._log_volume
+        return distribution.entropy() + self._log_volume
 
 
 @core.pytree
@@ -102,7 +116,7 @@ class Family:
 
     Attributes:
       name: of the factory.
-      build: `(key, position) -> guide`, near a position.
+      build: `(key, position) -> guide`, near a position or in a `Place`.
     """
 
     name: str
@@ -113,8 +127,12 @@ class Family:
 
         Args:
           key: random key.
-          position: pytree of real arrays, around which the guide starts.
+          position: pytree of real arrays, around which the guide starts; or the result of `vi.laplace` or
+            `vi.pathfinder`, in whose coordinates it is fitted and whose Gaussian it starts from: all of it where the
+            family can take any, its standard deviations alone for independent numbers or blocks.
         """
+        if hasattr(position, "inverse_mass_matrix") and hasattr(position, "mean"):
+            position = Place(position.mean, position.inverse_mass_matrix)
         return self.build(core.as_key(key, self.name), jax.tree.map(jnp.asarray, position))
 
 
@@ -135,8 +153,8 @@ def mean_field(scale: float = 0.1) -> Family:
 
 
 def _mean_field(scale: float, key: core.Key, position: Any) -> Guide:
-    layout, loc = _start(position)
-    return _of(layout, flows.DiagonalAffine(loc, jnp.full_like(loc, jnp.log(scale))))
+    start = _start(position, scale, rotate=False)
+    return _of(start, flows.DiagonalAffine(start.loc, start.log_scale))
 
 
 def full_rank(scale: float = 0.1) -> Family:
@@ -150,9 +168,9 @@ def full_rank(scale: float = 0.1) -> Family:
 
 
 def _full_rank(scale: float, key: core.Key, position: Any) -> Guide:
-    layout, loc = _start(position)
-    lower = jnp.zeros((loc.size, loc.size), loc.dtype)
-    return _of(layout, flows.TriangularAffine(loc, jnp.full_like(loc, jnp.log(scale)), lower))
+    start = _start(position, scale, rotate=True)
+    lower = jnp.zeros((start.loc.size, start.loc.size), start.loc.dtype)
+    return _of(start, flows.TriangularAffine(start.loc, start.log_scale, lower))
 
 
 @core.pytree
@@ -210,10 +228,10 @@ def low_rank(rank: int, scale: float = 0.1) -> Family:
 
 
 def _low_rank(rank: int, scale: float, key: core.Key, position: Any) -> Guide:
-    layout, loc = _start(position)
+    start = _start(position, scale, rotate=False)
     # Not zero, where the gradient with respect to the factor would be.
-    factor = 0.1 * scale * jax.random.normal(key, (loc.size, rank), loc.dtype)
-    return Guide(_LowRank(loc, jnp.full_like(loc, jnp.log(scale)), factor), layout)
+    factor = 0.1 * jnp.exp(start.log_scale[0]) * jax.random.normal(key, (start.loc.size, rank), start.loc.dtype)
+    return Guide(_LowRank(start.loc, start.log_scale, factor), start.layout, start.place)
 
 
 def flow(architecture: flows.Architecture, scale: float = 0.1) -> Family:
@@ -233,10 +251,10 @@ def flow(architecture: flows.Architecture, scale: float = 0.1) -> Family:
 
 
 def _flow(architecture: flows.Architecture, scale: float, key: core.Key, position: Any) -> Guide:
-    layout, loc = _start(position)
-    inner = architecture.init(key, loc.size, dtype=layout.dtype)
-    outer = flows.DiagonalAffine(loc, jnp.full_like(loc, jnp.log(scale)))
-    return Guide(Transformed(inner.base, Chain((inner.bijector, outer))), layout)
+    start = _start(position, scale, rotate=True)
+    inner = architecture.init(key, start.loc.size, dtype=start.layout.dtype)
+    outer = flows.DiagonalAffine(start.loc, start.log_scale)
+    return Guide(Transformed(inner.base, Chain((inner.bijector, outer))), start.layout, start.place)
 
 
 def blocks(families: Mapping[str | tuple[str, ...], Family], rest: Family | None = None) -> Family:
@@ -259,6 +277,8 @@ def blocks(families: Mapping[str | tuple[str, ...], Family], rest: Family | None
 
 
 def _blocks(named: tuple[Any, ...], rest: Family | None, key: core.Key, position: Any) -> BlockGuide:
+    place = position if isinstance(position, Place) else None
+    position = position if place is None else place.mean
     if not isinstance(position, dict):
         raise core.bad_type("vi.blocks", "position", position, "a dict, as that of a posterior is")
     taken = [name for names, _ in named for name in names]
@@ -272,15 +292,32 @@ def _blocks(named: tuple[Any, ...], rest: Family | None, key: core.Key, position
         raise core.bad_value("vi.blocks", "families", f"without {left[0]!r}", "a family for each name", todo)
     every = (*named, (left, rest)) if left else named
     guides = [
-        own.init(core.fold(key, i), {name: position[name] for name in names}) for i, (names, own) in enumerate(every)
+        own.init(core.fold(key, i), place.part(names) if place else {name: position[name] for name in names})
+        for i, (names, own) in enumerate(every)
     ]
     return BlockGuide(tuple(guides), tuple(names for names, _ in every))
 
 
-def _start(position: Any) -> tuple[Layout, jax.Array]:
+class _Start(NamedTuple):
+    """What a guide of vectors starts from."""
+
+    layout: Layout
+    place: Place | None
+    loc: jax.Array  # (size,)
+    log_scale: jax.Array  # (size,)
+
+
+def _start(position: Any, scale: float, rotate: bool) -> _Start:
+    """The start around a position, or standard normal in a place: all of it if `rotate`, or by each number's scale."""
+    if isinstance(position, Place):
+        layout = position.layout
+        zero = jnp.zeros((layout.size,), layout.dtype)
+        return _Start(layout, position if rotate else position.diagonal(), zero, zero)
     layout = Layout.of(position)
-    return layout, layout.ravel(position)
+    loc = layout.ravel(position)
+    return _Start(layout, None, loc, jnp.full_like(loc, math.log(scale)))
 
 
-def _of(layout: Layout, bijector: Any) -> Guide:
-    return Guide(Transformed(flows.StandardNormal(layout.size, layout.dtype), bijector), layout)
+def _of(start: _Start, bijector: Any) -> Guide:
+    base = flows.StandardNormal(start.layout.size, start.layout.dtype)
+    return Guide(Transformed(base, bijector), start.layout, start.place)

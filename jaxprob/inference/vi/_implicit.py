@@ -21,6 +21,7 @@ from jaxprob.distributions.flows import Perceptron
 from jaxprob.inference.vi._guide import Family
 from jaxprob.inference.vi._layout import Layout
 from jaxprob.inference.vi._objective import Objective, read_target
+from jaxprob.inference.vi._place import Place
 
 MODES = ("exact", "smallest")
 
@@ -154,6 +155,8 @@ def implicit(latent: int, hidden: tuple[int, ...] | str = (32, 32), sigma: float
 
 
 def _build(latent: int, hidden: Any, sigma: float, key: core.Key, position: Any) -> ImplicitGuide:
+    if isinstance(position, Place):  # its spread is what the network is for
+        position = position.mean
     layout = Layout.of(position)
     if hidden == "matrix":
         generator: Any = MatrixNetwork.init(key, latent, layout.size, dtype=layout.dtype)

@@ -63,8 +63,7 @@ class Laplace:
         core.check_same_structure("log_prob", "position", position, self.mean, dtypes=False)
         mean, _ = to_vector(self.mean)
         away = core.ravel(position)[0].astype(mean.dtype) - mean
-        factor = self.inverse_mass_matrix.factor
-        white = core.solve_triangular(factor, away, vector=True) if factor.ndim == 2 else away / factor
+        white = self.inverse_mass_matrix.whiten(away)
         return -0.5 * jnp.sum(white**2) - _log_volume(self.inverse_mass_matrix, mean.size)
 
 

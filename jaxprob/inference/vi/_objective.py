@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jaxprob import core
+from jaxprob.inference.vi._bounds import with_gradient_of
+from jaxprob.inference.vi._control_variates import fitted_score_gradient, less_the_others
 from jaxprob.inference.vi._guide import Family
 from jaxprob.inference.vi._start import as_target
 
-GRADIENTS = ("stick_the_landing", "path", "entropy", "score")
+GRADIENTS = ("stick_the_landing", "path", "entropy", "score", "fitted_score")
 
 
 class Objective(NamedTuple):
@@ -137,8 +139,11 @@ def elbo(
       gradient: how draws give a gradient, without bias in each case. "stick_the_landing" leaves out the score, whose
         mean is zero: its noise vanishes where the guide is exact. "path" differentiates all. "entropy" takes the
         entropy in closed form, which Gaussian guides have. "score" needs no gradient of the target (and is noisy); the
-        mean of the other draws is its baseline.
-      initial: a position around which the guide starts, or a function `key -> position`; by default the posterior's.
+        mean of the other draws is its baseline. "fitted_score" has a baseline for each parameter, fitted to the other
+        draws by regression: less noise where log weights depend on the score, from some tens of draws on; its memory is
+        a number for each draw and parameter.
+      initial: a position around which the guide starts, a function `key -> position`, or the result of `vi.laplace`
+        or `vi.pathfinder`, in whose coordinates the guide is then fitted; by default the posterior's own start.
 
     Returns:
       an `Objective`, whose parameters are the guide.
@@ -147,50 +152,64 @@ def elbo(
       TypeError: if `guide` is no family or `target` has no log density.
       ValueError: for another `gradient`, `draws` below 1, or no `initial` where one is needed.
 
+    >>> from jaxprob.inference.vi import mean_field
     >>> objective = elbo(lambda x: -0.5 * x**2, mean_field(), initial=jnp.zeros(()))
     >>> params = objective.init(jax.random.key(0))
     >>> objective.loss(params, None, jax.random.key(1))[0].shape
     ()
 
     Source: Kucukelbir et al. (2017); Roeder, Wu & Duvenaud (2017), "Sticking the landing"; Ranganath, Gerrish & Blei
-    (2014), "Black box variational inference"; Kool, van Hoof & Welling (2019) for the baseline.
+    (2014), "Black box variational inference", section 3; Kool, van Hoof & Welling (2019) for the baseline of "score".
     """
-    if not isinstance(guide, Family):
-        raise core.bad_type("elbo", "guide", guide, "a family of guides", "Such as vi.full_rank()")
-    core.check_whole("elbo", draws=draws)
     if gradient not in GRADIENTS:
         raise core.bad_value("elbo", "gradient", core.describe(gradient), f"one of {GRADIENTS}")
-    read = read_target("elbo", target, initial)
-    return Objective(
-        Partial(core.Bound(_init, guide), read.initial), Partial(core.Bound(_elbo, draws, gradient), read.log_density)
-    )
+    return of_draws("elbo", target, guide, draws, initial, core.Bound(_elbo, draws, gradient))
+
+
+def of_draws(
+    function: str, target: Any, guide: Any, draws: int, initial: Any, loss: Callable[..., Any], *leaves: Any
+) -> Objective:
+    """The objective of `loss(*leaves, log_density, guide, batch, key)`, once its arguments are checked."""
+    if not isinstance(guide, Family):
+        raise core.bad_type(function, "guide", guide, "a family of guides", "Such as vi.full_rank()")
+    core.check_whole(function, draws=draws)
+    read = read_target(function, target, initial)
+    return Objective(Partial(core.Bound(_init, guide), read.initial), Partial(loss, *leaves, read.log_density))
 
 
 def _init(family: Family, initial: Any, key: core.Key) -> Any:
     return family.init(core.fold(key, 0), initial(core.fold(key, 1)))
 
 
+def weigh(
+    log_density: Any, guide: Any, batch: Any, key: core.Key, draws: int, gradient: str
+) -> tuple[Any, jax.Array, jax.Array]:
+    """Positions (draw, ...) of a guide, their log weights log p - log q (draw,), and log q (draw,).
+
+    Args:
+      gradient: "path", "stick_the_landing" for a log q without gradient of the guide's parameters, or "score" for
+        positions without a gradient.
+    """
+    if gradient == "path":
+        positions, log_q = guide.sample_and_log_prob(key, draws)
+    else:
+        positions = guide.sample(key, draws)
+        positions = jax.lax.stop_gradient(positions) if gradient == "score" else positions
+        log_q = (guide if gradient == "score" else jax.lax.stop_gradient(guide)).log_prob(positions)
+    log_p = jax.vmap(lambda x: log_density(x, batch))(positions)
+    return positions, log_p - log_q, log_q
+
+
 def _elbo(draws: int, gradient: str, log_density: Any, guide: Any, batch: Any, key: core.Key) -> Any:
-    if gradient == "score":
-        return _score(draws, log_density, guide, batch, key)
     if gradient == "entropy":
         log_p = jax.vmap(lambda x: log_density(x, batch))(guide.sample(key, draws))
         value = jnp.mean(log_p) + guide.entropy()
-    else:
-        positions, log_q = guide.sample_and_log_prob(key, draws)
-        if gradient == "stick_the_landing":
-            log_q = jax.lax.stop_gradient(guide).log_prob(positions)
-        log_p = jax.vmap(lambda x: log_density(x, batch))(positions)
-        value = jnp.mean(log_p - log_q)
+        return -value, {"elbo": value}
+    by_score = gradient.endswith("score")
+    positions, log_weights, log_q = weigh(log_density, guide, batch, key, draws, "score" if by_score else gradient)
+    value = jnp.mean(log_weights)
+    if gradient == "score":
+        value = with_gradient_of(value, jnp.mean(jax.lax.stop_gradient(less_the_others(log_weights)) * log_q))
+    elif gradient == "fitted_score":
+        value = with_gradient_of(value, fitted_score_gradient(log_weights, guide, positions))
     return -value, {"elbo": value}
-
-
-def _score(draws: int, log_density: Any, guide: Any, batch: Any, key: core.Key) -> Any:
-    positions = jax.lax.stop_gradient(guide.sample(key, draws))
-    log_q = guide.log_prob(positions)
-    difference = jax.lax.stop_gradient(jax.vmap(lambda x: log_density(x, batch))(positions) - log_q)
-    value = jnp.mean(difference)
-    # Each draw less the mean of the others: (f_i - mean) n / (n - 1).
-    centred = (difference - value) * (draws / (draws - 1)) if draws > 1 else difference
-    surrogate = jnp.mean(centred * log_q)
-    return -(value + surrogate - jax.lax.stop_gradient(surrogate)), {"elbo": value}

@@ -140,3 +140,43 @@ def test_bad_input_is_told_in_one_line(call, words):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["mean_field", "full_rank", "low_rank", "blocks"])
+@pytest.mark.parametrize("approximation", ["laplace", "pathfinder"])
+def test_guides_in_the_place_of_an_approximation(approximation, family):
+    rng = np.random.default_rng(5)
+    units = np.array([1e3, 1.0, 1e-3, 2.0, 0.5])
+    root = rng.normal(size=(5, 5)) * units[:, None]
+    precision, mean = np.linalg.inv(root @ root.T + 0.1 * np.diag(units**2)), 3 * units
+
+    def log_density(position):
+        z = flat_jax(position) - jnp.asarray(mean, jnp.float32)
+        return -0.5 * jnp.dot(
+            z, jnp.dot(jnp.asarray(precision, jnp.float32), z, precision="highest"), precision="highest"
+        )
+
+    found = vi.laplace(log_density, POSITION)
+    if approximation == "pathfinder":
+        found = vi.pathfinder(log_density, POSITION, jax.random.key(0), num_draws=1)
+    guide = FAMILIES[family].init(jax.random.key(1), found)
+    positions, log_prob = guide.sample_and_log_prob(jax.random.key(2), 20_000)
+    np.testing.assert_allclose(guide.log_prob(positions)[:50], log_prob[:50], rtol=2e-4, atol=2e-3)
+    draws = flat(positions)
+    # What an approximation draws itself: the same standard deviations, and of a full guide the same correlations.
+    own = flat(jax.vmap(found.sample)(jax.random.split(jax.random.key(3), 20_000)))
+    np.testing.assert_allclose(draws.std(0), own.std(0), rtol=0.05)
+    np.testing.assert_allclose(draws.mean(0), own.mean(0), atol=0.05 * own.std(0).max() + 1e-9, rtol=0.05)
+    away = np.abs(np.corrcoef(draws.T) - np.corrcoef(own.T))[np.triu_indices(5, 1)]
+    assert away.max() < 0.05 if family == "full_rank" else away.max() > 0.05
+    # The density is that of the draws: E[-log q] is the entropy.
+    assert abs(float(-log_prob.mean()) - float(guide.entropy())) < 4.5 * float(log_prob.std()) / np.sqrt(20_000)
+    # The place is fixed: no gradient reaches it.
+    gradient = jax.grad(lambda g: g.sample_and_log_prob(jax.random.key(4))[1] + g.log_prob(POSITION))(guide)
+    parts = gradient.guides if family == "blocks" else (gradient,)
+    assert all(float(jnp.abs(leaf).max()) == 0 for part in parts for leaf in jax.tree.leaves(part.place))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def flat_jax(position):
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(position)])
