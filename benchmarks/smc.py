@@ -137,7 +137,7 @@ def filters(args):
 def tempered(args):
     """Rows by model."""
     for name in args.models:
-        yield name, _tempered_smc.measure(name, args.population, args.rounds)
+        yield name, _tempered_smc.measure(name, args.population, args.rounds, args.reference)
 
 
 def main():
@@ -147,6 +147,7 @@ def main():
     parser.add_argument("--numbers", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--models", nargs="+", choices=_tempered_smc.MODELS, default=list(_tempered_smc.MODELS))
     parser.add_argument("--population", type=int, default=512, help="particles of the tempered samplers")
+    parser.add_argument("--reference", type=int, default=4, help="times as many particles in the runs of reference")
     parser.add_argument("--particles", help="a Python that has `particles`")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -158,14 +159,14 @@ def main():
             versions[name] = None
     device = jax.devices()[0].device_kind
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"device": device, "machine": f"{cores} of {os.cpu_count()} cores, {platform.machine()}"}
+    machine = {"device": device, "machine": f"{os.cpu_count()} cores, {platform.machine()}"}
     out = args.out or HERE / "results" / f"smc-{device.lower().replace(' ', '-')}.json"
     report = json.loads(out.read_text()) if out.exists() else {}
     report |= machine | {"versions": versions}
     out.parent.mkdir(parents=True, exist_ok=True)
     for part, rows in (("filters", filters), ("tempered", tempered)):
         for name, row in rows(args) if part in args.parts else ():
-            row["rounds"] = args.rounds
+            row |= {"rounds": args.rounds, "cores": cores}
             report.setdefault(part, {})[name] = row
             out.write_text(json.dumps(report, indent=1) + "\n")
             print(name, json.dumps(row), flush=True)

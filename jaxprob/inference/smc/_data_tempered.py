@@ -98,7 +98,7 @@ def data_tempered(
     sample_prior: Callable[[core.Key], Any] | None = None,
     batch: int = 1,
     move: Callable[..., core.Algorithm] = moves_of.HAMILTONIAN,
-    particles: int = 1024,
+    particles: int = 2048,
     effective_sample_size: Any = 0.5,
     moves: int | None = None,
     max_moves: int = 100,
@@ -113,9 +113,11 @@ def data_tempered(
     predictive density of these data. Where the effective sample size falls below a share, and after the last data, it
     resamples and moves every particle at the posterior of the data so far: what it returns is equally weighted.
 
-    The first data may say very much, and more at once than particles of the prior can follow: then give several, or
-    `smc.tempered`. A move computes the likelihood of all data, those to come too, and leaves those out, so that one
-    program does for all times: a run with many resamplings costs up to twice what it need.
+    The first data may say very much, and more at once than particles of the prior can follow. The log evidence then
+    varies from run to run, and is too small by half its variance on average: take more particles, or `smc.tempered`.
+
+    A move computes the likelihood of all data, those to come too, and leaves those out, so that one program does for
+    all times: a run with many resamplings costs up to twice what it need.
 
     Args:
       posterior: a conditioned model (`program.condition(...)`) whose observations all have one leading axis of the same

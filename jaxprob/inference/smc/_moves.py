@@ -28,6 +28,10 @@ from jaxprob.inference.smc._resampling import Scheme, shares
 
 PER_SCALAR = 10  # particles for each scalar of a position from which all of the covariance is learnt
 
+# Moves that cannot free the last scalars have done enough where correlations have this mean square: it adds less than a
+# fifth to the variance of a mean of particles, resampled where one half of them were effective.
+FORGOTTEN = 0.09
+
 # Trajectories of mixed lengths: with the metric of the particles every scalar has one period, and one length resonates.
 HAMILTONIAN = functools.partial(hmc, num_integration_steps=4, jitter=0.5)
 
@@ -209,6 +213,11 @@ def go(
 
     After each the log of the step size gains what the acceptance rate of all particles has above its target. With
     chains what is returned are all their states, `move.chain` of each particle, which is the first of its chain.
+
+    Where the number is not fixed moves go on until no correlation with the start is above a limit. In the neck of a
+    funnel, or between modes, a scalar may never get there, and all moves would be spent on it, hundreds of them for
+    nothing: so they end as well where the largest correlation is above `limit^(time / move.number)`, by which it would
+    come too late, and those of all scalars together are small. While those are not, the moves are slow, not in vain.
     """
     number = jax.tree.leaves(particles)[0].shape[0]
     index = jnp.arange(number)
@@ -224,14 +233,17 @@ def go(
         return states, step_size * jnp.exp(gain) if move.tunes_step_size else step_size, rate
 
     def going(carry: Any) -> jax.Array:
-        time, _, _, _, correlation = carry
-        return (time < move.number) & (move.fixed | (correlation > limit))
+        time, _, _, _, correlation, square = carry
+        course = limit ** (time.astype(correlation.dtype) / move.number)
+        in_vain = (correlation > course) & (square <= FORGOTTEN)
+        enough = (time >= least) & ((correlation <= limit) | in_vain)
+        return (time < move.number) & (move.fixed | ~enough)
 
     def once(carry: Any) -> Any:
-        time, states, step_size, total, _ = carry
+        time, states, step_size, total, _, _ = carry
         states, adapted, rate = transition(time, states, step_size)
-        correlation = _correlation(first, _scalars(core.position_of(states))).astype(step_size.dtype)
-        return time + 1, states, adapted, total + rate, correlation
+        found = _correlations(first, _scalars(core.position_of(states))).astype(step_size.dtype)
+        return time + 1, states, adapted, total + rate, jnp.max(found, initial=0), jnp.mean(found**2)
 
     def link(carry: tuple[Any, jax.Array], time: jax.Array) -> tuple[tuple[Any, jax.Array], tuple[Any, jax.Array]]:
         states, adapted, rate = transition(time, *carry)
@@ -241,15 +253,20 @@ def go(
     # What the largest of so many correlations comes to by chance.
     chance = max(3.0, 0.5 + math.sqrt(2 * math.log(max(2 * first.shape[1], 1))))
     limit = max(0.1, chance / math.sqrt(number))
+    # A whole covariance is fitted to the particles that it moves. What they owe to that is too small to be seen in any
+    # one scalar and has the same sign in all: it takes more moves to fade, the more scalars there are.
+    whole = move.tunes_metric and metric.factor.ndim == 2
+    least = math.isqrt(first.shape[1]) if whole else 1
     states = jax.vmap(build(step_size).init)(particles, core.chain_keys(core.fold(key, 0), index))
     if move.chain is not None:
         times = jnp.arange(move.chain - 1, dtype=jnp.int32)
         (_, step_size), (others, rates) = scan.scan(link, (states, step_size), times)
         chains = jax.tree.map(_chain_after_chain, core.position_of(states), others)
-        correlation = _correlation_within(chains, move.chain).astype(step_size.dtype)
+        correlation = jnp.max(_correlations_within(chains, move.chain), initial=0).astype(step_size.dtype)
         return Moved(chains, step_size, jnp.mean(rates), jnp.int32(move.chain - 1), correlation)
-    start = jnp.int32(0), states, step_size, jnp.zeros_like(step_size), jnp.ones_like(step_size)
-    time, states, step_size, total, correlation = lax.while_loop(going, once, start)
+    one = jnp.ones_like(step_size)
+    start = jnp.int32(0), states, step_size, jnp.zeros_like(step_size), one, one
+    time, states, step_size, total, correlation, _ = lax.while_loop(going, once, start)
     return Moved(core.position_of(states), step_size, total / time.astype(total.dtype), time, correlation)
 
 
@@ -266,22 +283,22 @@ def _scalars(particles: Any) -> jax.Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves], axis=1)
 
 
-def _correlation(one: jax.Array, other: jax.Array) -> jax.Array:
-    """The largest correlation in size of any column; 1 where there is none, as particles that agree must yet part."""
+def _correlations(one: jax.Array, other: jax.Array) -> jax.Array:
+    """The size of the correlation of each column and its square; 1 where there is none: what agrees must yet part."""
     one, other = _deviations(one), _deviations(other)
     # Of squares as well: trajectories of mixed lengths forget signs long before they forget distances.
     one, other = (jnp.concatenate([x, _deviations(x**2)], axis=1) for x in (one, other))
     scales = jnp.sqrt(jnp.sum(one**2, axis=0)) * jnp.sqrt(jnp.sum(other**2, axis=0))
     found = jnp.abs(jnp.sum(one * other, axis=0)) / jnp.where(scales > 0, scales, 1)
-    return jnp.max(jnp.where((scales > 0) & ~jnp.isnan(found), found, 1), initial=0)
+    return jnp.where((scales > 0) & ~jnp.isnan(found), found, 1)
 
 
-def _correlation_within(chains: Any, length: int) -> jax.Array:
-    """The largest correlation of states with those half a chain later, of which there are more than chains."""
+def _correlations_within(chains: Any, length: int) -> jax.Array:
+    """Correlations of states with those half a chain later, of which there are more than chains."""
     columns, lag = _scalars(chains), length // 2
     columns = columns.reshape(-1, length, columns.shape[1])
     one, other = columns[:, :-lag], columns[:, lag:]
-    return _correlation(one.reshape(-1, one.shape[2]), other.reshape(-1, other.shape[2]))
+    return _correlations(one.reshape(-1, one.shape[2]), other.reshape(-1, other.shape[2]))
 
 
 def _deviations(columns: jax.Array) -> jax.Array:

@@ -130,8 +130,7 @@ def doubly_reparameterized_bound(log_weights: jax.Array) -> jax.Array:
     Source: Tucker, Lawson, Gu & Maddison (2019), "Doubly reparameterized gradient estimators", equation 8.
     """
     weights = normalized_weights(log_weights)
-    # The inner choice keeps -inf times zero out of the sum, the outer one its gradient.
-    terms = jnp.where(weights == 0, 0, weights**2 * jnp.where(log_weights == -jnp.inf, 0, log_weights))
+    terms = jnp.where(weights == 0, 0, weights**2 * log_weights)  # zero times -inf is none
     return with_gradient_of(importance_weighted_bound(log_weights), jnp.sum(terms, axis=0))
 
 

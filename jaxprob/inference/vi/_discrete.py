@@ -127,9 +127,10 @@ def discrete_expectation(
 
     - "exact" enumerates all categories. Several variables have k^n combinations, at most 65,536.
     - "score" (REINFORCE): no bias, the mean of the other draws as a baseline. f need not be differentiable.
-    - "straight_through": f at exact draws, with the gradient of the relaxed ones: a gradient of little noise and some
-      bias.
-    - "gumbel_softmax": f at relaxed draws: value and gradient with a bias, and little noise.
+    - "straight_through": f at exact draws, with the gradient of the relaxed ones: little noise, and a bias of the
+      gradient that goes with the temperature for quadratic f only.
+    - "gumbel_softmax": f at relaxed draws: little noise, and a bias of value and gradient that goes with the
+      temperature.
     - "rebar": "score" with `scale` times f at relaxed draws as its control variate: no bias.
     - "relax": "score" with any `control`: no bias.
 

@@ -138,7 +138,7 @@ def ascent(
     """
     if not isinstance(objective, Objective):
         raise core.bad_type("ascent", "objective", objective, "an objective", "Such as vi.elbo(posterior, guide)")
-    optimizer = _adam() if optimizer is None else optimizer
+    optimizer = _adam(0.05) if optimizer is None else optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
         raise core.bad_type("ascent", "optimizer", optimizer, "an optax optimiser", "Such as optax.adam(1e-2)")
     core.check_whole("ascent", least=2, window=window)
@@ -150,9 +150,9 @@ def ascent(
 
 
 @functools.cache
-def _adam() -> optax.GradientTransformation:
-    """The default: one object, since two of optax's are never equal and would each compile a program."""
-    return optax.adam(0.05)
+def _adam(rate: float) -> optax.GradientTransformation:
+    """One object for each rate, since two of optax's are never equal and would each compile a program."""
+    return optax.adam(rate)
 
 
 def _init(optimizer: optax.GradientTransformation, params: Any, key: core.Key) -> AscentState:
@@ -254,7 +254,7 @@ def fit(
       initial: a position around which the guide starts, a function `key -> position`, or the result of `vi.laplace`
         or `vi.pathfinder`, in whose coordinates the guide is then fitted; for a posterior by default the first of
         these two that succeeds.
-      optimizer: of optax; Adam with a rate of 0.05 by default.
+      optimizer: of optax; by default Adam with a rate of 0.05, of flows 0.005.
       max_steps: at most.
       window: steps whose bounds are averaged and compared, at first (see `vi.ascent`).
 
@@ -279,7 +279,9 @@ def fit(
         if initial is None and isinstance(target, Posterior):
             initial = _find_place(target, core.fold(key, 3))
         read = read_target("vi.fit", target, initial)
-        objective = elbo(read, full_rank() if guide is None else guide, draws=draws, gradient=gradient)
+        guide = full_rank() if guide is None else guide
+        objective = elbo(read, guide, draws=draws, gradient=gradient)
+        optimizer = _adam(guide.rate) if optimizer is None else optimizer
     algorithm = ascent(objective, optimizer, window=window)
     params = objective.init(core.fold(key, 0))
     check_bound(objective, target, params, core.fold(key, 1))

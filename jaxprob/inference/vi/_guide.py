@@ -117,10 +117,12 @@ class Family:
     Attributes:
       name: of the factory.
       build: `(key, position) -> guide`, near a position or in a `Place`.
+      rate: of learning, that `vi.fit` begins with: networks want a smaller one than a location.
     """
 
     name: str
     build: Callable[[core.Key, Any], Any]
+    rate: float = 0.05
 
     def init(self, key: core.Key, position: Any) -> Any:
         """A guide with parameters to start from.
@@ -238,7 +240,8 @@ def flow(architecture: flows.Architecture, scale: float = 0.1) -> Family:
     """A normalizing flow, followed by a location and a scale for each number.
 
     Args:
-      architecture: of the flow, such as `flows.spline_coupling()`.
+      architecture: of the flow, such as `flows.spline_coupling()`; or `flows.inverse_autoregressive()`, whose draws are
+        quick and whose densities are not: with it take `gradient="path"`, which needs those of draws alone.
       scale: standard deviation to start from.
 
     Raises:
@@ -247,7 +250,7 @@ def flow(architecture: flows.Architecture, scale: float = 0.1) -> Family:
     if not isinstance(architecture, flows.Architecture):
         raise core.bad_type("vi.flow", "architecture", architecture, "one of flows, such as flows.spline_coupling()")
     core.check_positive("vi.flow", scale=scale)
-    return Family("flow", core.Bound(_flow, architecture, scale))
+    return Family("flow", core.Bound(_flow, architecture, scale), rate=0.005)
 
 
 def _flow(architecture: flows.Architecture, scale: float, key: core.Key, position: Any) -> Guide:

@@ -151,7 +151,7 @@ def implicit(latent: int, hidden: tuple[int, ...] | str = (32, 32), sigma: float
         hidden = tuple(hidden)
         for width in hidden:
             core.check_whole("implicit", hidden=width)
-    return Family("implicit", core.Bound(_build, latent, hidden, sigma))
+    return Family("implicit", core.Bound(_build, latent, hidden, sigma), rate=0.02)
 
 
 def _build(latent: int, hidden: Any, sigma: float, key: core.Key, position: Any) -> ImplicitGuide:

@@ -1,6 +1,7 @@
 """Tempered sequential Monte Carlo against conjugate posteriors and evidences in closed form, computed by NumPy."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprob import models
+from jaxprob import core, models
 from jaxprob.distributions import Bernoulli, Beta, HalfNormal, Normal
 from jaxprob.inference import mcmc, smc
 from jaxprob.inference.smc import _moves as moves_of
@@ -233,6 +234,64 @@ def test_moves_go_on_until_particles_have_left_their_places():
     assert after[200].correlation <= 0.15 < after[3].correlation
     assert 3 == after[3].number < after[200].number < 200
     assert float(after[200].step_size) == pytest.approx(2.38 / np.sqrt(3), rel=0.3)
+
+
+class Place(NamedTuple):
+    position: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("slowest", "others", "least", "most"), [(0.99, 0.5, 2, 2), (0.97, 0.5, 45, 80), (0.995, 0.995, 100, 100)]
+)
+def test_moves_end_where_one_scalar_goes_too_slowly_and_not_where_all_do(slowest, others, least, most):
+    # Autoregressions: correlations are powers of these, those of squares powers of their squares. One that is 0.16 by
+    # the hundredth move goes by 0.982; after two moves all others of twenty scalars but the slowest are small.
+    rate = jnp.array([slowest] + [others] * 19)
+
+    def factory(log_density):
+        def step(key, state):
+            return Place(rate * state.position + jnp.sqrt(1 - rate**2) * jax.random.normal(key, (20,))), None
+
+        return core.Algorithm(lambda position, key: Place(position), step)
+
+    particles = jax.random.normal(jax.random.key(0), (400, 20))
+    go = partial(moves_of.go, moves_of.as_move("f", factory, None, 100, None, None), log_density=jnp.sum, metric=None)
+    moved = jax.jit(go)(jax.random.key(1), particles=particles, step_size=jnp.float32(1))
+    assert least <= int(moved.number) <= most
+    assert (moved.correlation <= 0.161) == (slowest < 0.98)
+
+
+@pytest.mark.parametrize(("number", "moves"), [(1000, 10), (999, 1)])
+def test_a_metric_that_is_fitted_to_all_of_the_covariance_takes_more_moves(number, moves):
+    # Each move forgets everything at once. A hundred scalars; below ten particles for each only variances are learnt.
+    def factory(log_density, inverse_mass_matrix):
+        return core.Algorithm(
+            lambda position, key: Place(position), lambda key, state: (Place(jax.random.normal(key, (100,))), None)
+        )
+
+    move = moves_of.as_move("f", factory, None, 100, None, None)
+    particles = jax.random.normal(jax.random.key(0), (number, 100))
+    moved = moves_of.resample_and_move(
+        move, smc.systematic, jax.random.key(1), jnp.sum, particles, jnp.zeros(number), jnp.float32(1)
+    )[0]
+    assert moved.number == moves
+
+
+@pytest.mark.slow
+def test_the_evidence_of_a_hundred_scalars_at_a_thousand_particles():
+    # Through a rotation, variances from 0.01 to 100. Moves that end once no scalar remembers are 2.4 nats off here.
+    draw = np.random.default_rng(0)
+    design = np.linalg.qr(draw.normal(size=(100, 100)))[0] / np.expand_dims(np.geomspace(0.1, 10, 100), 1)
+    values = design @ (10 * draw.normal(size=100)) + draw.normal(size=100)
+    evidence = stats.multivariate_normal(cov=100 * design @ design.T + np.eye(100)).logpdf(values)
+    x, y = jnp.asarray(design, jnp.float32), jnp.asarray(values, jnp.float32)
+    algorithm = smc.tempered(
+        log_prior=lambda q: jnp.sum(-0.5 * (q / 10) ** 2 - np.log(10 * np.sqrt(2 * np.pi))),
+        log_likelihood=lambda q: jnp.sum(-0.5 * (y - core.matmul(x, q)) ** 2 - np.log(np.sqrt(2 * np.pi))),
+        sample_prior=lambda key: 10 * jax.random.normal(key, (100,)),
+    )
+    run = repeats(algorithm, 3)
+    assert abs(run.state.log_evidence.mean() - evidence) < 1
 
 
 GOOD = {"log_prior": jnp.sum, "log_likelihood": jnp.sum, "sample_prior": jax.random.normal}
