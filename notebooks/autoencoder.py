@@ -56,7 +56,7 @@ def fit(size, epochs=60):
     model = latent.autoencoder(64, size, (256, 128), likelihood=pixels, outputs=64)
     objective = vi.amortized_elbo(model, corrupt=whiten)
     task = learning.Task(objective.init, objective.loss, optax.adam(optax.cosine_decay_schedule(2e-3, epochs * 23)))
-    result = jaxprob.fit(task, learning.data.arrays(train, 64), epochs=epochs, key=jax.random.key(0), progress=False)
+    result = jaxprob.fit(task, learning.data.arrays(train, 64), epochs=epochs, key=jax.random.key(0), progress=None)
     return model, result.params
 
 

@@ -50,7 +50,7 @@ posterior = batting().condition(hits=hits)
 
 # %%
 algorithm = partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.98)
-result = jaxprob.sample(posterior, jax.random.key(0), algorithm=algorithm, draws=2000, progress=False)
+result = jaxprob.sample(posterior, jax.random.key(0), algorithm=algorithm, draws=2000)
 print(result.diagnose())
 reference = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), result.draws)
 

@@ -141,7 +141,7 @@ def _build(
         expected = f"(height, width, channels), with height and width multiples of {factor} for {levels} levels"
         raise core.bad_value("glow", "shape", str(shape), expected)
 
-    inner = None
+    inner: list[Bijector] = []
     for level in reversed(range(levels)):  # from the noise that enters last to the image
         channels = 4 * shape[-1] * 2**level
         order = tuple(np.arange(channels).reshape(2, -1).T.reshape(-1).tolist())  # from both halves in turns
@@ -156,11 +156,9 @@ def _build(
             mixed = IndependentBijector(LowerUpper.identity(order, dtype), 2)
             return Chain((Coupling(network, AffineTransformer(), split, 3, context_width=context_size), mixed, norm))
 
-        parts: list[Bijector] = [Squeeze()]
-        if inner is not None:
-            parts.append(LastChannels(inner, channels // 2))
-        inner = Chain((*parts, Repeated.of([step(i) for i in range(steps)]), Inverse(Squeeze())))
-    return inner
+        rest = [LastChannels(bijector, channels // 2) for bijector in inner]
+        inner = [Chain((Squeeze(), *rest, Repeated.of([step(i) for i in range(steps)]), Inverse(Squeeze())))]
+    return inner[0]
 
 
 def glow(levels: int = 2, steps: int = 4, hidden: int = 32) -> Architecture:

@@ -191,9 +191,8 @@ def discrete_expectation(
         log_probs = _log_probs(drawn.one_hot, logits).astype(values.dtype)
         surrogate = jnp.mean(lax.stop_gradient(less_the_others(values)) * log_probs)
         return _with_extra_gradient(jnp.mean(values), surrogate)
-    if estimator == "rebar":
-        control = _rebar_control(f, logits, temperature, scale)
-    estimates = jax.vmap(lambda own, value: relaxed_gradient(own, value, control, logits))(drawn, values)
+    own: Any = _rebar_control(f, logits, temperature, scale) if estimator == "rebar" else control
+    estimates = jax.vmap(lambda one, value: relaxed_gradient(one, value, own, logits))(drawn, values)
     move = jnp.sum(lax.stop_gradient(jnp.mean(estimates, axis=0)) * jnp.where(logits > -jnp.inf, logits, 0))
     noise = jnp.sum(jnp.mean(estimates**2, axis=0))
     return _with_extra_gradient(jnp.mean(values), (move + noise).astype(values.dtype))

@@ -75,24 +75,21 @@ class FactorAnalysis:
     def posterior(self, x: Any) -> MultivariateNormal:
         """The law of z given what is seen of one example (n,); NaN is missing."""
         _, away, noise, loadings = self._seen("FactorAnalysis.posterior", x)
-        scaled = loadings / jnp.expand_dims(jnp.sqrt(noise), 1)
-        eye = jnp.eye(loadings.shape[1], dtype=loadings.dtype)
-        # By QR, which keeps the 1 in 1 + W^T W where W is large: precision = factor factor^T.
-        factor = core.tria(jnp.concatenate([eye, scaled.T], 1))
+        scaled, factor, lower = _posterior_factors(noise, loadings)
         mean = core.cholesky_solve(factor, core.matvec(scaled.T, away / jnp.sqrt(noise)), vector=True)
-        return MultivariateNormal(mean, cholesky=core.tria(core.solve_triangular(factor, eye, transpose=True)))
+        return MultivariateNormal(mean, cholesky=lower)
 
     def params(self) -> dict[str, jax.Array]:
         """Parameters of `latent.linear`: the same model with its posterior as recognition."""
-        at_mean = self.posterior(self.mean)
-        gain = jax.vmap(lambda e: self.posterior(self.mean + e).mean())(jnp.eye(self.mean.size, dtype=self.mean.dtype))
-        lower = at_mean.cholesky
+        noise = jnp.broadcast_to(self.noise, self.mean.shape)
+        scaled, factor, lower = _posterior_factors(noise, self.loadings)
+        gain = core.cholesky_solve(factor, scaled.T / jnp.expand_dims(jnp.sqrt(noise), 0))
         log_diagonal = jnp.diag(jnp.log(jnp.diagonal(lower)))
         return {
             "loadings": self.loadings,
             "mean": self.mean,
             "log_noise": jnp.log(self.noise),
-            "gain": gain.T,
+            "gain": gain,
             "root": jnp.tril(lower, -1) + log_diagonal,
         }
 
@@ -106,6 +103,15 @@ class FactorAnalysis:
         away = jnp.where(seen, jnp.where(seen, x, 0) - self.mean.astype(dtype), 0)
         noise = jnp.where(seen, self.noise.astype(dtype), 1)
         return seen, away, noise, jnp.where(jnp.expand_dims(seen, 1), self.loadings.astype(dtype), 0)
+
+
+def _posterior_factors(noise: jax.Array, loadings: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Psi^-1/2 W, the factor of the posterior's precision 1 + W^T Psi^-1 W, and that of its covariance."""
+    scaled = loadings / jnp.expand_dims(jnp.sqrt(noise), 1)
+    eye = jnp.eye(loadings.shape[1], dtype=loadings.dtype)
+    # By QR, which keeps the 1 where W is large.
+    factor = core.tria(jnp.concatenate([eye, scaled.T], 1))
+    return scaled, factor, core.tria(core.solve_triangular(factor, eye, transpose=True))
 
 
 def linear(size: int, latent: int, noise: str = "shared") -> LatentVariableModel:

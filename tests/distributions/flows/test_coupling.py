@@ -97,6 +97,8 @@ def test_it_starts_as_the_standard_normal(factory):
     x = check.points(3, jnp.float32)[:5]
     start = factory(3, (8,)).init(jax.random.key(0), 3)
     np.testing.assert_allclose(start.log_prob(x), stats.norm.logpdf(x).sum(axis=-1), rtol=1e-5)
+    weights = start.bijector.bijector.layers.network.weights[0]  # of each layer its own
+    assert len(np.unique(np.asarray(weights))) == weights.size
 
 
 @FACTORIES

@@ -157,6 +157,12 @@ def test_controls_take_noise_away():
         assert np.max(np.abs(z_scores(found, exact))) < 4.5
 
 
+def test_a_scale_of_zero_is_no_control():
+    plain, none = estimates("score", 50), estimates("rebar", 50, scale=0.0)
+    for one, other in zip(plain, none, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_a_control_is_trained_by_the_mean_square_of_the_estimate(x64):
     """Its slope for the same keys by central differences: temperature and scale of REBAR, parameters of a control."""
     logits, weights = jnp.asarray(LOGITS), jnp.asarray(WEIGHTS)
@@ -182,6 +188,7 @@ def test_a_control_is_trained_by_the_mean_square_of_the_estimate(x64):
         by_tuning, _, by_weights = slopes(jnp.asarray(tuning))
         square = lambda t, slopes=slopes: np.mean(np.sum(np.asarray(slopes(jnp.asarray(t))[1]) ** 2, axis=(1, 2)))  # noqa: E731
         np.testing.assert_allclose(np.mean(by_tuning, axis=0), central(square, tuning), rtol=1e-5)
+        assert np.all(np.abs(np.mean(by_tuning, axis=0)) > 1e-3)
         # f is not trained by it: its slope is that of the value at the draw, as without a control.
         drawn = jax.vmap(
             jax.grad(lambda w, key: vi.discrete_expectation(lambda z: f(w, z), logits, key, estimator="score")),

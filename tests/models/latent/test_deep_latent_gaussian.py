@@ -63,6 +63,7 @@ def test_draws_of_an_affine_model_have_the_covariance_of_its_layers():
     np.testing.assert_allclose((unit - zero[None]).T, expected.loadings, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_richer_recognition_comes_closer_to_the_evidence():
     """Affine maps: the bound with full covariances is the evidence of normal layers, unless layers are correlated."""
     xs = data()

@@ -71,7 +71,7 @@ def test_float32_stays_right_where_noise_is_small_against_the_loadings():
     np.testing.assert_allclose(model.log_likelihood(jnp.asarray(x, jnp.float32)), expected, rtol=2e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_closed_maximum_likelihood_is_scikit_learns(dtype, x64):
     xs = simulate(shared=True)
     model = factor_analysis.probabilistic_pca(jnp.asarray(xs, dtype), 2)
@@ -107,7 +107,7 @@ def test_em_with_one_noise_reaches_the_closed_form_from_elsewhere(x64):
     assert np.diff(np.asarray(fitted.log_likelihoods)).min() > -1e-9
 
 
-@pytest.mark.parametrize("noise", ["each", "shared"])
+@pytest.mark.parametrize("noise", ["shared", pytest.param("each", marks=pytest.mark.slow)])
 def test_with_missing_entries_em_climbs_to_a_stationary_point_of_what_is_seen(noise, x64):
     xs = simulate(200)
     xs[np.random.default_rng(4).random(xs.shape) < 0.3] = np.nan
