@@ -197,7 +197,7 @@ def fit_from(
     if not isinstance(model, Mixture) or model.weights is None or model.batch_shape:
         raise core.bad_type(name, "model", model, "one Mixture with weights")
     like = jax.eval_shape(lambda xs: family.maximize(xs, jnp.ones((xs.shape[0], model.weights.size), xs.dtype)), xs)
-    if jax.tree.structure(model.components) != jax.tree.structure(like):
+    if jax.tree.structure(model.components) != jax.tree.structure(like):  # type: ignore[operator]
         got = f"a mixture of {type(model.components).__name__}"
         raise core.bad_type(name, "model", got, f"one of components as mixture.{family.name} makes them")
     # Parameters that components share become one for each.

@@ -138,7 +138,7 @@ def fit(
     going_on = folder is not None and _directory.check_new(folder, resume, "fit")
     _wait_for_all("every process has looked at the folder before the first one writes in it")
     first = jax.process_index() == 0
-    progress = (_automatic() if progress == "auto" else progress) if first else None
+    progress = (_automatic() if progress == "auto" else progress) if first and progress is not False else None
     meta = {} if folder is None else plan.meta()
     with contextlib.ExitStack() as stack:
         if isinstance(plan.source, learning.data.Stream):

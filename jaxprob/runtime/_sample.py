@@ -82,7 +82,7 @@ def sample(
       out: a folder for draws, checkpoints, summary; None keeps the draws in memory.
       resume: go on with the run in `out` if there is one; bit-identical to a run that was never interrupted. More
         `draws` than at first extend it.
-      progress: `runtime.progress.terminal()`, any object like it, or None for silence.
+      progress: `runtime.progress.terminal()`, any object like it, or None (or False) for silence.
       until: a rule to stop earlier, such as `runtime.effective_sample_size(1000) | runtime.wall_clock("2h")`.
       checkpoint_every: seconds between checkpoints, if there is an `out`.
       interleave: whether chains of a device go on without waiting for the longest trajectory among them, once tuned:
@@ -117,7 +117,7 @@ def sample(
     if resume and folder is None:
         raise core.bad_value("sample", "out", None, "the folder of the run to resume", "Pass out=... with resume=True")
     meta = run.meta(keep_draw)
-    if progress is not None and jax.process_index() != 0:
+    if progress is False or (progress is not None and jax.process_index() != 0):
         progress = None
     with contextlib.ExitStack() as stack:
         if progress is not None:

@@ -7,7 +7,6 @@ and Murray (2017), "Masked autoregressive flow for density estimation"; Durkan, 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -161,7 +160,7 @@ def _architecture(
 ) -> Architecture:
     hidden = check_layers(name, layers, hidden)
     transformer = _transformer(name, transformer)
-    return Architecture(name, functools.partial(build_autoregressive, name, layers, hidden, transformer, one_pass))
+    return Architecture(name, core.Bound(build_autoregressive, name, layers, hidden, transformer, one_pass))
 
 
 def _transformer(name: str, value: Transformer | str) -> Transformer:

@@ -166,7 +166,7 @@ def block_autoregressive(
     check_layers("block_autoregressive", layers, ())
     core.check_whole("block_autoregressive", block=block, hidden_layers=hidden_layers)
     check_one_pass("block_autoregressive", one_pass)
-    return Architecture("block_autoregressive", functools.partial(_build, layers, block, hidden_layers, one_pass))
+    return Architecture("block_autoregressive", core.Bound(_build, layers, block, hidden_layers, one_pass))
 
 
 # The network adds about this much to u at first.

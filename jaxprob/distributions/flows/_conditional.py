@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -120,7 +119,7 @@ def conditional(architecture: Architecture, hidden: Sequence[int] = (64, 64)) ->
     if not isinstance(architecture, Architecture):
         raise core.bad_type("conditional", "architecture", architecture, "what a factory of flows returns")
     hidden = check_layers("conditional", 1, hidden)
-    return Architecture(f"conditional {architecture.name}", functools.partial(_build, architecture, hidden))
+    return Architecture(f"conditional {architecture.name}", core.Bound(_build, architecture, hidden))
 
 
 def _build(

@@ -188,7 +188,7 @@ def continuous(
     core.check_whole("continuous", least=0, probes=probes, seed=seed)
     core.check_positive("continuous", tolerance=tolerance)
     _diffrax()
-    return Architecture("continuous", functools.partial(_build, hidden, probes, seed, float(tolerance)))
+    return Architecture("continuous", core.Bound(_build, hidden, probes, seed, float(tolerance)))
 
 
 def _build(

@@ -6,7 +6,6 @@ Papamakarios (2019), "Neural spline flows", for splines.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,7 +133,7 @@ def affine_coupling(layers: int = 8, hidden: Sequence[int] = (64, 64)) -> Archit
     """
     name = "affine_coupling"
     hidden = check_layers(name, layers, hidden)
-    return Architecture(name, functools.partial(_build, name, layers, hidden, AffineTransformer()))
+    return Architecture(name, core.Bound(_build, name, layers, hidden, AffineTransformer()))
 
 
 def spline_coupling(
@@ -164,4 +163,4 @@ def spline_coupling(
     hidden = check_layers(name, layers, hidden)
     core.check_whole(name, bins=bins)
     core.check_positive(name, interval=interval)
-    return Architecture(name, functools.partial(_build, name, layers, hidden, SplineTransformer(bins, interval)))
+    return Architecture(name, core.Bound(_build, name, layers, hidden, SplineTransformer(bins, interval)))

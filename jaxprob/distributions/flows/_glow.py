@@ -7,7 +7,6 @@ section 3.6.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -180,4 +179,4 @@ def glow(levels: int = 2, steps: int = 4, hidden: int = 32) -> Architecture:
     (5,)
     """
     core.check_whole("glow", levels=levels, steps=steps, hidden=hidden)
-    return Architecture("glow", functools.partial(_build, levels, steps, hidden))
+    return Architecture("glow", core.Bound(_build, levels, steps, hidden))

@@ -6,7 +6,6 @@ Source: Huang, Krueger, Lacoste and Courville (2018), "Neural autoregressive flo
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,5 +113,5 @@ def neural_autoregressive(
     hidden = check_layers(name, layers, hidden)
     core.check_whole(name, units=units)
     check_one_pass(name, one_pass)
-    build = functools.partial(build_autoregressive, name, layers, hidden, SigmoidTransformer(units), one_pass)
+    build = core.Bound(build_autoregressive, name, layers, hidden, SigmoidTransformer(units), one_pass)
     return Architecture(name, build)

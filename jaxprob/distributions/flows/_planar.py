@@ -5,7 +5,6 @@ Source: Rezende and Mohamed (2015), "Variational inference with normalizing flow
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -167,7 +166,7 @@ def planar(layers: int = 16) -> Architecture:
     (5, 3)
     """
     core.check_whole("planar", layers=layers)
-    return Architecture("planar", functools.partial(_build, "planar", layers, _planar_layer))
+    return Architecture("planar", core.Bound(_build, "planar", layers, _planar_layer))
 
 
 def radial(layers: int = 16) -> Architecture:
@@ -183,4 +182,4 @@ def radial(layers: int = 16) -> Architecture:
     (5, 3)
     """
     core.check_whole("radial", layers=layers)
-    return Architecture("radial", functools.partial(_build, "radial", layers, _radial_layer))
+    return Architecture("radial", core.Bound(_build, "radial", layers, _radial_layer))

@@ -253,8 +253,9 @@ def go(
     # What the largest of so many correlations comes to by chance.
     chance = max(3.0, 0.5 + math.sqrt(2 * math.log(max(2 * first.shape[1], 1))))
     limit = max(0.1, chance / math.sqrt(number))
-    # A whole covariance is fitted to the particles that it moves. What they owe to that is too small to be seen in any
-    # one scalar and has the same sign in all: it takes more moves to fade, the more scalars there are.
+    # With a whole covariance learnt from the particles the evidence of a normal law in 100 dimensions is off by a nat
+    # or more after 7 moves, and by 0.03 after 20, and no single scalar shows it: so some moves are always made, more of
+    # them for more scalars. Found by trial.
     whole = move.tunes_metric and metric.factor.ndim == 2
     least = math.isqrt(first.shape[1]) if whole else 1
     states = jax.vmap(build(step_size).init)(particles, core.chain_keys(core.fold(key, 0), index))

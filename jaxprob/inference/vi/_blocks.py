@@ -33,13 +33,12 @@ class Block:
         name, shape = type(self).__name__, core.as_shape(type(self).__name__, self.shape)
         object.__setattr__(self, "shape", shape)
         if len(shape) < self._event or (self._event == 2 and shape[-1] != shape[-2]):
-            expected = ("", "one whose last axis is that of the vectors", "one whose last two axes are equal")[
-                self._event
-            ]
+            last = "axis is that of the vectors" if self._event == 1 else "two axes are equal"
+            expected = f"one whose last {last}"
             raise core.bad_value(name, "shape", shape, expected)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.shape == other.shape  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.shape == other.shape
 
     def __hash__(self) -> int:
         return hash((type(self), self.shape))

@@ -130,8 +130,7 @@ def doubly_reparameterized_bound(log_weights: jax.Array) -> jax.Array:
     Source: Tucker, Lawson, Gu & Maddison (2019), "Doubly reparameterized gradient estimators", equation 8.
     """
     weights = normalized_weights(log_weights)
-    terms = jnp.where(weights == 0, 0, weights**2 * log_weights)  # zero times -inf is none
-    return with_gradient_of(importance_weighted_bound(log_weights), jnp.sum(terms, axis=0))
+    return with_gradient_of(importance_weighted_bound(log_weights), jnp.sum(weights**2 * log_weights, axis=0))
 
 
 def vimco_bound(log_weights: jax.Array, log_q: jax.Array) -> jax.Array:

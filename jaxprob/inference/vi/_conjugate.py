@@ -204,7 +204,7 @@ def _bound(log_joint: Callable[..., Any], named: Blocks, state: dict[str, Any], 
 
 
 def _step(
-    log_joint: Callable[..., Any], named: Blocks, key: core.Key, state: CoordinateState
+    log_joint: Callable[..., Any], named: Blocks, key: core.Key | None, state: CoordinateState
 ) -> tuple[CoordinateState, CoordinateInfo]:
     natural = dict(state.position)
     before = {name: block.expected(natural[name]) for name, block in named}

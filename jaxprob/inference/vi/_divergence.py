@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -69,17 +70,18 @@ def kl_divergence(q: Distribution, p: Distribution) -> jax.Array:
 def _closed(q: Any, p: Any) -> jax.Array | None:
     if isinstance(q, Independent) and isinstance(p, Independent) and q.ndims == p.ndims:
         each = _closed(q.base, p.base)
-        return None if each is None else jnp.sum(each, tuple(range(each.ndim - q.ndims, each.ndim)))
+        ndims = q.ndims or 0
+        return None if each is None else jnp.sum(each, tuple(range(each.ndim - ndims, each.ndim)))
     if isinstance(q, Concatenated) and isinstance(p, Concatenated) and q.sizes == p.sizes:
         parts = [_closed(a, b) for a, b in zip(q.parts, p.parts, strict=True)]
-        return None if any(part is None for part in parts) else sum(parts)
+        return None if any(part is None for part in parts) else functools.reduce(jnp.add, parts)  # type: ignore[arg-type]
     if any(isinstance(q, kind) and isinstance(p, kind) for kind in (Categorical, OneHotCategorical)):
-        log_q, log_p = (core.safe_log(d.probs) if d.logits is None else jax.nn.log_softmax(d.logits) for d in (q, p))
-        return jnp.sum(_expected(jnp.exp(log_q), *_aligned(log_q, log_p)), -1)
+        logs = [core.safe_log(d.probs) if d.logits is None else jax.nn.log_softmax(d.logits) for d in (q, p)]
+        return jnp.sum(_expected(jnp.exp(logs[0]), *_aligned(*logs)), -1)
     if isinstance(q, Bernoulli) and isinstance(p, Bernoulli):
         (one, zero, *log_q), (_, _, *log_p) = q.parameters, p.parameters
-        parts = zip((one, zero), log_q, log_p, strict=True)
-        return sum(_expected(share, *_aligned(a, b)) for share, a, b in parts)  # type: ignore[return-value]
+        both = zip((one, zero), log_q, log_p, strict=True)
+        return functools.reduce(jnp.add, [_expected(share, *_aligned(a, b)) for share, a, b in both])
     if isinstance(q, Normal) and isinstance(p, Normal):
         return _normal(*_aligned(q.loc, q.scale, p.loc, p.scale))
     if isinstance(p, MultivariateNormal) and isinstance(q, MultivariateNormal):
@@ -116,8 +118,7 @@ def _against_independent(q: Any, p: Any) -> jax.Array | None:
     if isinstance(q, Concatenated) and not all(isinstance(part, (*_VECTORS, flows.StandardNormal)) for part in q.parts):
         return None
     zero = jnp.zeros((), core.result_dtype(q))
-    standard = isinstance(p, flows.StandardNormal)
-    loc, scale = (zero, zero + 1) if standard else (p.loc, p.scale)
+    loc, scale = (p.loc, p.scale) if isinstance(p, MultivariateNormalDiagonal) else (zero, zero + 1)
     if isinstance(q, MultivariateNormalDiagonal):
         return jnp.sum(_normal(*_aligned(q.loc, q.scale, loc, scale)), -1)
     mean, variance, loc, scale = _aligned(q.mean(), q.variance(), loc, scale)

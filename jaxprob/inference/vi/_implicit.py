@@ -147,10 +147,12 @@ def implicit(latent: int, hidden: tuple[int, ...] | str = (32, 32), sigma: float
     """
     core.check_whole("implicit", latent=latent)
     core.check_positive("implicit", sigma=sigma)
-    if hidden != "matrix":
+    if not isinstance(hidden, str):
         hidden = tuple(hidden)
         for width in hidden:
             core.check_whole("implicit", hidden=width)
+    elif hidden != "matrix":
+        raise core.bad_value("implicit", "hidden", repr(hidden), "sizes of layers, or 'matrix'")
     return Family("implicit", core.Bound(_build, latent, hidden, sigma), rate=0.02)
 
 

@@ -180,8 +180,9 @@ def network_laplace(
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
         raise core.bad_value(name, "xs and ys", core.describe((xs, ys)), "arrays (example, ...) of one length")
     delta = known_number(name, "prior_precision", prior_precision, lambda x: 0 < x < math.inf, "a positive number")
-    found = _curvature(apply, log_likelihood, structure, chosen, batch, params, xs, ys, delta.astype(layout.dtype))
-    return NetworkLaplace(params, *found, delta.astype(layout.dtype), apply, chosen, structure)
+    delta = delta.astype(layout.dtype)
+    log_evidence, factor = _curvature(apply, log_likelihood, structure, chosen, batch, params, xs, ys, delta)
+    return NetworkLaplace(params, log_evidence, factor, delta, apply, chosen, structure)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -224,6 +225,7 @@ def _curvature(
     log_p = total(lambda x, y: log_likelihood(of_leaves(subset.leaves, x), y))
     size = sum(leaf.size for leaf in subset.leaves)
     vector = _flat(subset.leaves)
+    factor: Any
     if structure == "diagonal":
         squares = total(lambda x, y: [jnp.sum(row**2, axis=0) for row in rows(x, y)])
         precision = _flat(squares) + delta
@@ -257,7 +259,7 @@ def _curvature(
             _Kronecker(_eigen(a), _eigen(b), jnp.maximum(jnp.trace(a), jnp.finfo(a.dtype).tiny))
             for a, b in total(sides)
         ]
-        log_det = sum(jnp.sum(jnp.log(_kronecker_values(f) + delta)) for f in factor)
+        log_det = jnp.sum(jnp.stack([jnp.sum(jnp.log(_kronecker_values(f) + delta)) for f in factor]))
     # log p(y) + log p(w) + size / 2 log(2 pi) - 1/2 log det precision, where 2 pi of the prior cancels.
     log_evidence = log_p - 0.5 * delta * jnp.sum(vector**2) + 0.5 * size * jnp.log(delta) - 0.5 * log_det
     return log_evidence, factor

@@ -85,7 +85,7 @@ def autoencoder(
     check_network(name, "encoder", encoder)
     check_network(name, "decoder", decoder)
     given = None if condition is None else core.as_shape(name, condition)
-    networks = {"encoder": (encoder, shape), "decoder": (decoder, (latent,))}
+    networks: dict[str, Any] = {"encoder": (encoder, shape), "decoder": (decoder, (latent,))}
     if given is not None:
         networks["prior"] = (Dense(sizes, 2 * latent), None)
     return LatentVariableModel(

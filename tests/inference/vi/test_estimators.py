@@ -225,13 +225,12 @@ def test_vimco_of_categories_by_enumeration():
 
     family = Family("categorical", lambda key, position: CategoricalGuide(jnp.asarray(logits, jnp.float32)))
     target = lambda x: jnp.asarray(table, jnp.float32)[x]  # noqa: E731
-    for draws in (2, 4):
-        objective = vi.importance_weighted(target, family, draws=draws, gradient="vimco", initial=0.0)
-        losses, gradients = estimates(objective, objective.init(jax.random.key(0)))
-        steps = 1e-5 * np.eye(3)
-        expected = [(bound(logits + h, draws) - bound(logits - h, draws)) / 2e-5 for h in steps]
-        assert abs(z_scores(losses, -bound(logits, draws))) < 4.5
-        assert np.max(np.abs(z_scores(gradients, -np.asarray(expected)))) < 5
+    draws = 3
+    objective = vi.importance_weighted(target, family, draws=draws, gradient="vimco", initial=0.0)
+    losses, gradients = estimates(objective, objective.init(jax.random.key(0)))
+    expected = [(bound(logits + h, draws) - bound(logits - h, draws)) / 2e-5 for h in 1e-5 * np.eye(3)]
+    assert abs(z_scores(losses, -bound(logits, draws))) < 4.5
+    assert np.max(np.abs(z_scores(gradients, -np.asarray(expected)))) < 4.5
 
 
 def test_fits_end_where_they_should():
