@@ -66,8 +66,5 @@ def relaxed_gradient(
     value, logits = lax.stop_gradient((value, logits))
     perturbed, pull = jax.vjp(lambda logits: conditional_logits(drawn, logits), logits)
     level, slope = jax.value_and_grad(control)(perturbed)
-    possible = logits > -jnp.inf
-    slope = jnp.where(possible, slope, 0)
     score = drawn.one_hot - jax.nn.softmax(logits, axis=-1)
-    estimate = (value.astype(level.dtype) - level).astype(score.dtype) * score + slope - pull(slope)[0]
-    return jnp.where(possible, estimate, 0)
+    return (value.astype(level.dtype) - level).astype(score.dtype) * score + slope - pull(slope)[0]

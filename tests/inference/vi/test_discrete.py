@@ -196,15 +196,14 @@ def test_a_control_is_trained_by_the_mean_square_of_the_estimate(x64):
         np.testing.assert_allclose(by_weights, drawn, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", ["rebar", "straight_through"])
-def test_examples_by_vmap_are_those_of_a_loop(estimator):
+def test_examples_by_vmap_are_those_of_a_loop():
     """Gradients of a mean over examples, each with a function and logits of its own."""
     logits = jnp.asarray(np.stack([LOGITS, -LOGITS, LOGITS**2]), jnp.float32)
     weights = jnp.asarray(np.stack([WEIGHTS, 2 * WEIGHTS, WEIGHTS - 1]), jnp.float32)
     keys = jax.random.split(jax.random.key(8), 3)
 
     def one(weights, logits, key):
-        return vi.discrete_expectation(lambda z: f(weights, z), logits, key, estimator=estimator, draws=2)
+        return vi.discrete_expectation(lambda z: f(weights, z), logits, key, estimator="rebar", draws=2)
 
     many = jax.jit(jax.grad(lambda *args: jnp.mean(jax.vmap(one)(*args)), (0, 1)))(weights, logits, keys)
     single = jax.jit(jax.grad(one, (0, 1)))

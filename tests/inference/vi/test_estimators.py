@@ -176,7 +176,7 @@ def test_a_dense_gaussian(dtype, x64):
     precision = np.linalg.inv(covariance)
     expected = np.concatenate([-precision @ mean, 0.25 * np.diag(precision) - 1])
     noise = {}
-    for gradient in ("score", "fitted_score", "path"):
+    for gradient in ("score", "path"):
         objective = vi.elbo(density, vi.mean_field(), draws=8, gradient=gradient, initial=jnp.zeros(5, dtype))
         gradients = estimates(objective, guide, 4000)[1]
         assert np.max(np.abs(z_scores(gradients, expected))) < 5  # ten parameters: 6e-6
