@@ -129,12 +129,19 @@ def test_far_out_everything_is_finite():
         assert np.isfinite(value).all()
 
 
+def inner_steps(made):
+    return made.bijector.bijectors[1].bijector.bijectors[1]
+
+
 def test_it_starts_as_the_standard_normal():
     x = check.points(16, jnp.float32)[:5]
     start = flows.glow(2, 2, 4).init(jax.random.key(0), SHAPE)
     np.testing.assert_allclose(start.log_prob(x.reshape(-1, *SHAPE)), stats.norm.logpdf(x).sum(axis=-1), rtol=1e-5)
     assert isinstance(start, d.Transformed)
     assert start.event_shape == SHAPE
+    first, second = (part.layers.bijectors[0].network for part in (start.bijector.bijectors[2], inner_steps(start)))
+    numbers = np.concatenate([np.asarray(network.kernels[1]).reshape(-1) for network in (first, second)])
+    assert len(np.unique(numbers)) == numbers.size  # of each step and level its own
 
 
 def test_steps_cost_no_program():
