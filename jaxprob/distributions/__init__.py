@@ -21,6 +21,7 @@ from jaxprob.distributions._bounded import Beta as Beta
 from jaxprob.distributions._bounded import Uniform as Uniform
 from jaxprob.distributions._combinators import Independent as Independent
 from jaxprob.distributions._combinators import Transformed as Transformed
+from jaxprob.distributions._concatenated import Concatenated as Concatenated
 from jaxprob.distributions._counts import NegativeBinomial as NegativeBinomial
 from jaxprob.distributions._counts import Poisson as Poisson
 from jaxprob.distributions._dirichlet import Dirichlet as Dirichlet
@@ -40,6 +41,7 @@ from jaxprob.distributions._matrix import Wishart as Wishart
 from jaxprob.distributions._mixture import Mixture as Mixture
 from jaxprob.distributions._multivariate import MultivariateNormal as MultivariateNormal
 from jaxprob.distributions._multivariate import MultivariateStudentT as MultivariateStudentT
+from jaxprob.distributions._one_hot import OneHotCategorical as OneHotCategorical
 from jaxprob.distributions._positive import Exponential as Exponential
 from jaxprob.distributions._positive import Gamma as Gamma
 from jaxprob.distributions._positive import HalfCauchy as HalfCauchy
@@ -47,6 +49,9 @@ from jaxprob.distributions._positive import HalfNormal as HalfNormal
 from jaxprob.distributions._positive import InverseGamma as InverseGamma
 from jaxprob.distributions._positive import LogNormal as LogNormal
 from jaxprob.distributions._positive import Weibull as Weibull
+from jaxprob.distributions._rank_one_precision import (
+    MultivariateNormalRankOnePrecision as MultivariateNormalRankOnePrecision,
+)
 from jaxprob.distributions._stationary import Invertible as Invertible
 from jaxprob.distributions._stationary import PartialAutocorrelation as PartialAutocorrelation
 from jaxprob.distributions._stationary import PartialAutocorrelationMatrices as PartialAutocorrelationMatrices

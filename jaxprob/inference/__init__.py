@@ -1,14 +1,17 @@
 """What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations).
 
 In state-space models: `kalman` (Gaussian), `hmm` (discrete), `hgf` (hierarchical Gaussian), `crf` (linear chains of
-labels), `particle` (any law, by particles), and `parameter_posterior` for their parameters.
+labels), `particle` (any law, by particles), and `parameter_posterior` for their parameters. By EM: `mixture` and
+`factor_analysis`.
 """
 
 from jaxprob.inference import crf as crf
+from jaxprob.inference import factor_analysis as factor_analysis
 from jaxprob.inference import hgf as hgf
 from jaxprob.inference import hmm as hmm
 from jaxprob.inference import kalman as kalman
 from jaxprob.inference import mcmc as mcmc
+from jaxprob.inference import mixture as mixture
 from jaxprob.inference import particle as particle
 from jaxprob.inference import shared_response as shared_response
 from jaxprob.inference import smc as smc
