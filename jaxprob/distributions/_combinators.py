@@ -177,9 +177,11 @@ class Transformed(Distribution):
         return image(self.base.support, self.bijector)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
+        self._check_given("sample")
         return self.bijector.forward(sample_batch(self.base, key, shape, self.batch_shape))
 
     def _sample_and_log_prob(self, key: core.Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        self._check_given("sample_and_log_prob")
         if self.base.batch_shape == self.batch_shape:
             x, log_base = self.base._sample_and_log_prob(key, shape)
         else:
@@ -212,7 +214,14 @@ class Transformed(Distribution):
             raise core.bad_value("given", "context", f"of shape {context.shape}", f"shape ({size},)", todo)
         return Transformed(self.base, self.bijector.given(context))
 
+    def _check_given(self, method: str) -> None:
+        """Raises a `ValueError` if the distribution still waits for a context."""
+        if self.context_size:
+            todo = "Use flow.given(context), and jax.vmap for many"
+            raise core.bad_value(f"Transformed.{method}", "context", "missing", f"{self.context_size} numbers", todo)
+
     def _log_prob(self, value: jax.Array) -> jax.Array:
+        self._check_given("log_prob")
         y, inside = self._held_inside(value)
         x, log_det = self.bijector.inverse_and_log_det(y)
         log_base, log_det = align(self.base.log_prob(x), sum_last(log_det, self._extra))

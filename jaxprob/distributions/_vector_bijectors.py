@@ -20,7 +20,9 @@ from jaxprob import core
 from jaxprob.distributions._bijectors import Bijector, Shape, floating, log_sech_squared
 
 
-class _VectorBijector(Bijector):
+class VectorBijector(Bijector):
+    """Base of the bijectors from vectors to vectors."""
+
     @property
     def event_ndims_in(self) -> int:
         return 1
@@ -55,7 +57,7 @@ def _tiny(dtype: Any) -> Any:
 
 
 @core.pytree
-class StickBreaking(_VectorBijector):
+class StickBreaking(VectorBijector):
     """From n - 1 real numbers to n positive ones that sum to one; u = 0 is the uniform vector.
 
     Each part of the stick is s_i = sigmoid(u_i - log(n - 1 - i)) of what the parts before it left; computed through
@@ -90,7 +92,7 @@ class StickBreaking(_VectorBijector):
 
 
 @core.pytree
-class Ordering(_VectorBijector):
+class Ordering(VectorBijector):
     """From n real numbers to n increasing ones: the first as it is, then exp(u_i) is the step to the next."""
 
     def forward_and_log_det(self, u: Any) -> tuple[jax.Array, jax.Array]:
@@ -241,7 +243,7 @@ def _log_radius_factor(u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @core.pytree
-class Direction(_VectorBijector):
+class Direction(VectorBijector):
     """From R^n without the origin to the unit sphere in it: x = u / |u|.
 
     The sphere has one dimension less than u, so the radius |u| is an extra coordinate that carries a density q of its

@@ -159,9 +159,7 @@ def _maximized(model: FactorAnalysis, xs: jax.Array, seen: jax.Array, floor: jax
     means, spread = posterior.mean(), posterior.covariance()
     precise = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     there = seen.astype(xs.dtype)
-    away = jnp.where(
-        seen, xs - jnp.expand_dims(model.mean, 0), 0
-    )  # of size one in the units of the noise, as sums should be
+    away = jnp.where(seen, xs - jnp.expand_dims(model.mean, 0), 0)  # about zero, so that no sum below cancels
     wide = jnp.concatenate([means, jnp.ones_like(means[:, :1])], 1)
     within = precise("en,ekl->nkl", there, spread)
     moments = precise("en,ek,el->nkl", there, wide, wide) + jnp.pad(within, ((0, 0), (0, 1), (0, 1)))

@@ -91,7 +91,7 @@ def run(
         chains = 1
         state = _lift(state)
     mesh = resolve_mesh(devices, chains, "run")
-    keeping = _KeepPosition(keep)
+    keeping = core.Bound(_kept, keep)
     program = _program.Program(
         AsGiven(algorithm), keeping, None, mesh, min(capacity, max(num_steps // thin, 1)), thin > 1, executor
     )
@@ -144,17 +144,6 @@ def _drop(state: Any) -> Any:
     return jax.tree.map(lambda x: x[0], state)
 
 
-class _KeepPosition:
-    """What is kept of a position, as a value: two runs that keep the same compile one program."""
-
-    def __init__(self, keep: Callable[[Any], Any] | None) -> None:
-        self._keep = keep
-
-    def __call__(self, target: Any, position: Any) -> Any:
-        return position if self._keep is None else self._keep(position)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _KeepPosition) and self._keep == other._keep
-
-    def __hash__(self) -> int:
-        return hash(self._keep)
+def _kept(keep: Callable[[Any], Any] | None, target: Any, position: Any) -> Any:
+    """What is kept of a position; bound to `keep` it is a value, so that two runs that keep the same compile once."""
+    return position if keep is None else keep(position)

@@ -108,6 +108,24 @@ def test_batch_axes_that_a_bijector_adds_get_draws_of_their_own(loc):
     assert (np.abs(draws.mean(0) - np.arange(3)) / 2 * np.sqrt(2000) < Z).all()
 
 
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_draws_come_with_their_log_densities(shape):
+    laws = [
+        d.Transformed(d.Normal(0.5, 2.0), d.Exp()),
+        d.Transformed(d.Normal(np.zeros(1), 1.0), d.Affine(jnp.arange(3.0), 2.0)),  # the bijector adds to the batch
+        d.Independent(d.Normal(jnp.zeros(3), 1.0)),
+        d.Gamma(jnp.ones(2), 2.0),
+    ]
+    for law in laws:
+        draws, log_prob = law.sample_and_log_prob(jax.random.key(0), shape)
+        np.testing.assert_array_equal(draws, law.sample(jax.random.key(0), shape))
+        assert log_prob.shape == shape + law.batch_shape
+        np.testing.assert_allclose(log_prob, law.log_prob(draws), rtol=1e-5, atol=1e-5)
+    # One by hand: a log-normal density.
+    draws, log_prob = laws[0].sample_and_log_prob(jax.random.key(1), shape)
+    np.testing.assert_allclose(log_prob, stats.lognorm(2.0, scale=np.exp(0.5)).logpdf(draws), rtol=1e-4)
+
+
 def test_transformed_outside_its_support_has_no_nan_gradient():
     def density(loc, edge, x):
         chain = d.Chain((d.Exp(), d.Affine(edge, 1.0)))

@@ -229,3 +229,31 @@ def test_both_parts_of_a_log_density_have_the_group_summed_out():
     before = scipy.special.logsumexp(latent, axis=1).sum()
     np.testing.assert_allclose(prior, st.norm.logpdf(MU, 0, 3).sum() + before, rtol=1e-5)
     np.testing.assert_allclose(likelihood, scipy.special.logsumexp(whole, axis=1).sum() - before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("summed", [(), ("z",)])
+def test_log_probs_by_site_add_up_to_the_log_density(summed):
+    @models.joint
+    def program():
+        scale = yield "scale", HalfNormal(1.0)
+        z = yield "z", Bernoulli(0.3)
+        yield "y", Normal(jnp.where(z == 1, 2.0, 0.0), scale)
+        yield "w", Normal(0.0, scale)
+
+    data = {"y": 1.5, "w": jnp.array(0.5)} | ({} if summed else {"z": 1})
+    posterior = program().condition(marginalize=summed, **data)
+    position = {"scale": jnp.array(0.3)}
+    found = posterior.log_prob_by_site(position)
+    scale = np.exp(0.3)
+    # By hand: half normal with the log-determinant of exp, and what depends on z.
+    half = st.halfnorm.logpdf(scale) + 0.3
+    by_z = np.array([np.log(p) + st.norm.logpdf(1.5, mean, scale) for p, mean in ((0.7, 0.0), (0.3, 2.0))])
+    np.testing.assert_allclose(found["scale"], half, rtol=1e-5)
+    np.testing.assert_allclose(found["w"], st.norm.logpdf(0.5, 0, scale), rtol=1e-5)
+    if summed:
+        assert set(found) == {"scale", "w", "z"}
+        np.testing.assert_allclose(found["z"], scipy.special.logsumexp(by_z), rtol=1e-5)
+    else:
+        assert set(found) == {"scale", "w", "z", "y"}
+        np.testing.assert_allclose(found["z"] + found["y"], by_z[1], rtol=1e-5)
+    np.testing.assert_allclose(sum(found.values()), posterior.log_density(position), rtol=1e-6)

@@ -190,6 +190,10 @@ def test_wall_clock():
     assert result.step > 0
 
 
+def test_progress_may_be_false():
+    np.testing.assert_array_equal(fit(progress=False).params, fit(progress=None).params)
+
+
 def test_progress_is_told_of_steps_and_losses():
     told = []
     watcher = types.SimpleNamespace(

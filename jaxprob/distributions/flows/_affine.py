@@ -8,21 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.distributions._bijectors import Bijector
 from jaxprob.distributions._parameters import align
+from jaxprob.distributions._vector_bijectors import VectorBijector
 from jaxprob.distributions.flows._networks import times
 
 
-class VectorBijector(Bijector):
-    """Base of the bijectors of vectors onto vectors whose parameters may be any real numbers."""
-
-    @property
-    def event_ndims_in(self) -> int:
-        return 1
-
-    @property
-    def event_ndims_out(self) -> int:
-        return 1
+class RealVectorBijector(VectorBijector):
+    """Base of the bijectors of real vectors onto all real vectors, whose parameters may be any real numbers."""
 
     @property
     def keeps_reals(self) -> bool:
@@ -30,7 +22,7 @@ class VectorBijector(Bijector):
 
 
 @core.pytree
-class DiagonalAffine(VectorBijector):
+class DiagonalAffine(RealVectorBijector):
     """x = loc + exp(log_scale) * u.
 
     Args:
@@ -55,7 +47,7 @@ class DiagonalAffine(VectorBijector):
 
 
 @core.pytree
-class TriangularAffine(VectorBijector):
+class TriangularAffine(RealVectorBijector):
     """x = loc + L u, with L lower triangular: exp(log_diagonal) on its diagonal.
 
     Args:

@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.distributions._bijectors import Bijector, floating
-from jaxprob.distributions.flows._affine import VectorBijector
+from jaxprob.distributions.flows._affine import RealVectorBijector
 from jaxprob.distributions.flows._architecture import Architecture
 from jaxprob.distributions.flows._masked_network import MaskedPerceptron
 from jaxprob.distributions.flows._networks import with_context
@@ -26,7 +26,7 @@ from jaxprob.distributions.flows._transformers import AffineTransformer, Transfo
 
 
 @core.pytree
-class Autoregressive(VectorBijector):
+class Autoregressive(RealVectorBijector):
     """x_i = T(u_i; parameters_i), where the parameters are outputs of a network that sees u_0 to u_(i-1).
 
     `forward` is one call of the network for all i. `inverse` finds the numbers one after the other, by a scan with one

@@ -18,7 +18,7 @@ from jax import lax
 from jaxprob import core, scan
 from jaxprob.distributions._bijectors import Bijector, floating, log_sech_squared
 from jaxprob.distributions._parameters import align
-from jaxprob.distributions.flows._affine import VectorBijector
+from jaxprob.distributions.flows._affine import RealVectorBijector
 from jaxprob.distributions.flows._architecture import Architecture
 from jaxprob.distributions.flows._networks import times
 from jaxprob.distributions.flows._ordered_layers import OnePass, check_layers, check_one_pass, stack, vector_size
@@ -66,7 +66,7 @@ class BlockLinear:
 
 
 @core.pytree
-class BlockAutoregressive(VectorBijector):
+class BlockAutoregressive(RealVectorBijector):
     """x_i = exp(log_slope_i) u_i + f_i(u_0, ..., u_i), with f_i increasing in u_i: a network of blocks with tanh.
 
     `forward` is one pass. `inverse` finds the numbers one after the other, each as the root of an increasing function

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.distributions._bijectors import Bijector, floating
-from jaxprob.distributions.flows._affine import VectorBijector
+from jaxprob.distributions.flows._affine import RealVectorBijector
 from jaxprob.distributions.flows._architecture import Architecture
 from jaxprob.distributions.flows._networks import Perceptron, with_context
 from jaxprob.distributions.flows._ordered_layers import check_layers, vector_size
@@ -38,7 +38,7 @@ class Velocity:
 
 
 @core.pytree
-class Continuous(VectorBijector):
+class Continuous(RealVectorBijector):
     """The place at time 1 of what is at u at time 0 and moves with dx/dt = velocity(t, x, context).
 
     The log-determinant is the divergence of the velocity, integrated along the path: exact, by n products with the

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprob import core, scan
 from jaxprob.distributions._bijectors import Bijector, Shape, floating
-from jaxprob.distributions.flows._affine import DiagonalAffine, VectorBijector
+from jaxprob.distributions.flows._affine import DiagonalAffine, RealVectorBijector
 from jaxprob.distributions.flows._networks import times
 
 
@@ -37,7 +37,7 @@ def _inverse_order(order: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @core.pytree
-class Permutation(VectorBijector):
+class Permutation(RealVectorBijector):
     """x_i = u_order[i].
 
     Args:
@@ -64,7 +64,7 @@ class Permutation(VectorBijector):
 
 
 @core.pytree
-class Orthogonal(VectorBijector):
+class Orthogonal(RealVectorBijector):
     """x = Q u, with the orthogonal Q = H_1 H_2 ... of Householder reflections H = I - 2 v v^T / |v|^2.
 
     As many reflections as the vector has numbers make any orthogonal matrix with the determinant that their number
@@ -105,7 +105,7 @@ class Orthogonal(VectorBijector):
 
 
 @core.pytree
-class LowerUpper(VectorBijector):
+class LowerUpper(RealVectorBijector):
     """x = P L U u, with a permutation P, L lower triangular with a diagonal of 1, and U upper triangular.
 
     Args:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.distributions._bijectors import Bijector, Chain, Inverse, floating
-from jaxprob.distributions.flows._affine import VectorBijector
+from jaxprob.distributions.flows._affine import RealVectorBijector
 from jaxprob.distributions.flows._repeated import Repeated
 
 OnePass = Literal["density", "sampling"]
 
 
 @core.pytree
-class Reversal(VectorBijector):
+class Reversal(RealVectorBijector):
     """The numbers of a vector in the opposite order.
 
     >>> Reversal().forward(jnp.arange(3.0)).tolist()

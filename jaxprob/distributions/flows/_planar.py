@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.distributions._bijectors import Bijector
 from jaxprob.distributions._parameters import align
-from jaxprob.distributions.flows._affine import VectorBijector
+from jaxprob.distributions.flows._affine import RealVectorBijector
 from jaxprob.distributions.flows._architecture import Architecture
 from jaxprob.distributions.flows._ordered_layers import vector_size
 from jaxprob.distributions.flows._repeated import Repeated
@@ -24,7 +24,7 @@ from jaxprob.distributions.flows._spline import positive_slope
 
 
 @core.pytree
-class Planar(VectorBijector):
+class Planar(RealVectorBijector):
     """x = u + d tanh(w . u + b), where d is `direction` with its part along w changed so that w . d > -1.
 
     A direction of zeros is x = u. `inverse` finds one root for each vector.
@@ -75,7 +75,7 @@ class Planar(VectorBijector):
 
 
 @core.pytree
-class Radial(VectorBijector):
+class Radial(RealVectorBijector):
     r"""$x = c + (u - c) (1 + \beta / (\alpha + |u - c|))$, with $\alpha > 0$ and $\beta > -\alpha$.
 
     The slope at the center, $1 + \beta / \alpha$, is a softplus of `push`. Both directions are closed forms.

@@ -17,7 +17,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from jaxprob import core
-from jaxprob.distributions._one_hot import OneHotCategorical
+from jaxprob.distributions import OneHotCategorical
 from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.vi._bounds import (
     doubly_reparameterized_bound,
@@ -25,6 +25,7 @@ from jaxprob.inference.vi._bounds import (
     vimco_bound,
     with_gradient_of,
 )
+from jaxprob.inference.vi._control_variates import less_the_others
 from jaxprob.inference.vi._discrete import discrete_expectation
 from jaxprob.inference.vi._divergence import kl_divergence
 from jaxprob.inference.vi._objective import Objective, _examples
@@ -227,9 +228,8 @@ def _elbo(example: _Example, draws: int, closed: bool, gradient: str, weight: ja
     value = jnp.mean(terms) - weight * exact
     if gradient == "score":
         log_q = example.log_guide(zs)
-        credit = lax.stop_gradient(terms)
-        # Each draw less the mean of the others. The terms' own gradient, of the generative part, stays as it is.
-        credit = (credit - jnp.mean(credit)) * (draws / (draws - 1)) if draws > 1 else credit
+        # The terms' own gradient, of the generative part, stays as it is.
+        credit = less_the_others(lax.stop_gradient(terms))
         value = with_gradient_of(value, value + jnp.mean(credit * log_q))
     total, kl = jnp.mean(log_likelihood), jnp.mean(sampled) + exact
     return value, _metrics(total - kl, total, kl)

@@ -12,18 +12,18 @@ from jaxprob import core
 from jaxprob.distributions import (
     Bernoulli,
     Categorical,
+    Concatenated,
     Distribution,
     Independent,
     MultivariateNormal,
     MultivariateNormalDiagonal,
     MultivariateNormalLowRank,
+    MultivariateNormalRankOnePrecision,
     Normal,
+    OneHotCategorical,
     flows,
 )
-from jaxprob.distributions._concatenated import Concatenated
 from jaxprob.distributions._multivariate import LOG_2PI
-from jaxprob.distributions._one_hot import OneHotCategorical
-from jaxprob.distributions._rank_one_precision import MultivariateNormalRankOnePrecision
 
 _VECTORS = (
     MultivariateNormal,

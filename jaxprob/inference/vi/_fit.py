@@ -85,7 +85,8 @@ class Fit(NamedTuple):
     """A guide that was fitted.
 
     Attributes:
-      guide: the parameters, averaged over the last window; of `vi.elbo` a guide, with `sample` and `log_prob`.
+      guide: the parameters, averaged over the last whole window, or over what there is of the first; of `vi.elbo` a
+        guide, with `sample` and `log_prob`.
       elbo: (), the bound over that window, in nats.
       elbo_error: (), its standard error.
       elbos: (max_steps,), of each step; 0 from `num_steps` on.
@@ -113,7 +114,8 @@ def ascent(
 ) -> core.Algorithm:
     """Stochastic gradient ascent of a bound, as an `Algorithm`.
 
-    `init(params, key)` takes parameters such as `objective.init(key)`; `step` moves them once.
+    `init(params, key)` takes parameters such as `objective.init(key)`; `step(key, state)` moves them once, and
+    `step(key, state, batch)` by a batch of data.
 
     Args:
       objective: such as `vi.elbo(posterior, vi.full_rank())`.
@@ -317,9 +319,14 @@ def _by_pathfinder(posterior: Posterior, key: core.Key) -> tuple[Any, Any, jax.A
     return found.mean, found.inverse_mass_matrix, jnp.isfinite(found.elbo)
 
 
+@jax.jit
+def _loss(objective: Objective, params: Any, key: core.Key) -> jax.Array:
+    return objective.loss(params, None, key)[0]
+
+
 def check_bound(objective: Objective, target: Any, params: Any, key: core.Key) -> None:
     """Raises a `ValueError` if it is known, outside of `jit`, that an objective is not finite where it starts."""
-    value = jax.jit(lambda objective, params, key: objective.loss(params, None, key)[0])(objective, params, key)
+    value = _loss(objective, params, key)
     if isinstance(value, jax.core.Tracer) or bool(jnp.isfinite(value)):
         return
     got = f"a guide whose bound is {-value} at the start{_blame(target, params, key)}"
@@ -351,4 +358,9 @@ def _run(init: Callable[..., Any], max_steps: int, step: Any, params: Any, key: 
         once, start, max_steps, max_steps, until=lambda carry: carry[0].done
     )
     wrong = number - jnp.sum(finite.astype(jnp.int32))
-    return Fit(state.settled, state.elbo, state.elbo_error, elbos, number, wrong, state.done)
+    # Cut short within the first window: what there is of it.
+    early, count = jnp.isnan(state.elbo), state.in_window.astype(state.mean.dtype)
+    guide = jax.tree.map(lambda a, b: jnp.where(early & (count > 0), a, b), state.average, state.settled)
+    bound = jnp.where(early & (count > 0), state.mean, state.elbo)
+    error = jnp.where(early & (count > 1), jnp.sqrt(state.square / (count * (count - 1))), state.elbo_error)
+    return Fit(guide, bound, error, elbos, number, wrong, state.done)

@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from jaxprob import core
 from jaxprob.distributions.flows import Perceptron
 from jaxprob.inference.vi._guide import Family
 from jaxprob.inference.vi._layout import Layout
-from jaxprob.inference.vi._objective import Objective, read_target
+from jaxprob.inference.vi._objective import Objective, of_draws
 from jaxprob.inference.vi._place import Place
 
 MODES = ("exact", "smallest")
@@ -194,16 +193,9 @@ def linearized_elbo(
     """
     if not isinstance(guide, Family) or guide.name != "implicit":
         raise core.bad_type("linearized_elbo", "guide", guide, "vi.implicit(...)", "Other guides go to vi.elbo")
-    core.check_whole("linearized_elbo", draws=draws)
     if entropy not in MODES:
         raise core.bad_value("linearized_elbo", "entropy", core.describe(entropy), f"one of {MODES}")
-    read = read_target("linearized_elbo", target, initial)
-    loss = Partial(core.Bound(_loss, draws, entropy), read.log_density)
-    return Objective(Partial(core.Bound(_start, guide), read.initial), loss)
-
-
-def _start(family: Family, initial: Any, key: core.Key) -> ImplicitGuide:
-    return family.init(core.fold(key, 0), initial(core.fold(key, 1)))
+    return of_draws("linearized_elbo", target, guide, draws, initial, core.Bound(_loss, draws, entropy))
 
 
 def _loss(draws: int, mode: str, log_density: Any, guide: ImplicitGuide, batch: Any, key: core.Key) -> Any:

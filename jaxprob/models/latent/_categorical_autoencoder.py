@@ -10,8 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.distributions import Distribution
-from jaxprob.distributions._one_hot import OneHotCategorical
+from jaxprob.distributions import Distribution, OneHotCategorical
 from jaxprob.models.latent._autoencoder import Law, law_of
 from jaxprob.models.latent._model import LatentVariableModel
 from jaxprob.models.latent._networks import Dense, apply_network, hidden_sizes, in_dtype_of

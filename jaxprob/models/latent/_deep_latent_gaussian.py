@@ -18,9 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.distributions import Distribution, MultivariateNormal, MultivariateNormalDiagonal, flows
-from jaxprob.distributions._concatenated import Concatenated
-from jaxprob.distributions._rank_one_precision import MultivariateNormalRankOnePrecision
+from jaxprob.distributions import (
+    Concatenated,
+    Distribution,
+    MultivariateNormal,
+    MultivariateNormalDiagonal,
+    MultivariateNormalRankOnePrecision,
+    flows,
+)
 from jaxprob.models.latent._autoencoder import Law, law_of
 from jaxprob.models.latent._model import LatentVariableModel
 from jaxprob.models.latent._networks import Dense, apply_network, hidden_sizes, in_dtype_of

@@ -104,3 +104,16 @@ def test_bad_arguments(call, message):
     with pytest.raises((ValueError, TypeError), match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_context_that_is_missing_is_told():
+    for architecture in (flows.spline_coupling(2, (8,)), flows.masked_autoregressive(2, (8,))):
+        flow = architecture.init(jax.random.key(0), 2, context_size=3)
+        for call in (
+            flow.log_prob,
+            lambda x, flow=flow: flow.sample(jax.random.key(0)),
+            lambda x, flow=flow: flow.sample_and_log_prob(jax.random.key(0)),
+        ):
+            with pytest.raises(ValueError, match=r"context is missing; expected 3 numbers. Use flow.given\(context\)"):
+                call(jnp.zeros(2))
+        assert flow.given(jnp.zeros(3)).log_prob(jnp.zeros(2)).shape == ()

@@ -237,3 +237,17 @@ def test_a_posterior_in_awkward_units_is_fitted_from_where_it_lies():
     # The covariance of draws with a relative error of sqrt(2 / 20,000): 4.5 of them, and 1 % of the fit.
     np.testing.assert_allclose(draws.std(0), np.sqrt(np.diag(covariance)), rtol=0.035)
     assert (np.abs(draws.mean(0) - mean) < 0.05 * np.sqrt(np.diag(covariance))).all()
+
+
+def test_a_fit_shorter_than_a_window_gives_what_it_has():
+    mean, _, precision, _ = gaussian()
+    found = vi.fit(
+        log_density(mean, precision), jax.random.key(0), vi.mean_field(), initial=jnp.zeros(SIZE), max_steps=150
+    )
+    loc = np.asarray(found.guide.distribution.bijector.loc)
+    # Adam moves by 0.05 a step: half of the steps' mean way from zero, towards the mean and not past it by much.
+    assert np.abs(loc - mean).max() < 0.5 * np.abs(mean).max()
+    assert not found.converged
+    bounds = np.asarray(found.elbos)
+    np.testing.assert_allclose(found.elbo, bounds.mean(), rtol=1e-4)
+    np.testing.assert_allclose(found.elbo_error, bounds.std(ddof=1) / np.sqrt(150), rtol=1e-3)
