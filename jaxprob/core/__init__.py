@@ -20,6 +20,7 @@ from jaxprob.core._errors import bad_type as bad_type
 from jaxprob.core._errors import bad_value as bad_value
 from jaxprob.core._errors import describe as describe
 from jaxprob.core._errors import message as message
+from jaxprob.core._functions import as_partial as as_partial
 from jaxprob.core._keys import Key as Key
 from jaxprob.core._keys import as_key as as_key
 from jaxprob.core._keys import chain_keys as chain_keys

@@ -2,10 +2,11 @@
 
 In state-space models: `kalman` (Gaussian), `hmm` (discrete), `hgf` (hierarchical Gaussian), `crf` (linear chains of
 labels), `particle` (any law, by particles), and `parameter_posterior` for their parameters. By EM: `mixture` and
-`factor_analysis`.
+`factor_analysis`. `diffusion` samples what a denoiser has learnt, and unnormalised densities.
 """
 
 from jaxprob.inference import crf as crf
+from jaxprob.inference import diffusion as diffusion
 from jaxprob.inference import factor_analysis as factor_analysis
 from jaxprob.inference import hgf as hgf
 from jaxprob.inference import hmm as hmm

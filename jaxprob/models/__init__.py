@@ -6,6 +6,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxprob.models import diffusion as diffusion
 from jaxprob.models import latent as latent
 from jaxprob.models import state_space as state_space
 from jaxprob.models._nets import Net as Net
