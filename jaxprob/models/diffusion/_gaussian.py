@@ -48,12 +48,18 @@ def _straight(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
     return core.log_sigmoid(0.5 * log_ratio), core.log_sigmoid(-0.5 * log_ratio)
 
 
+def _bayesian(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_share, log_rest = core.log_sigmoid(log_ratio), core.log_sigmoid(-log_ratio)
+    return log_share, 0.5 * (log_share + log_rest)
+
+
 # log alpha and log sigma as functions of the log ratio.
 _SCALES: dict[str, Callable[[jax.Array], tuple[jax.Array, jax.Array]]] = {
     "preserving": _preserving,
     "exploding": _exploding,
     "sub_preserving": _sub_preserving,
     "straight": _straight,
+    "bayesian": _bayesian,
 }
 
 
@@ -63,8 +69,8 @@ class Gaussian(NoisingProcess):
 
     Args:
       schedule: a `Schedule`, from a time to the log signal-to-noise ratio.
-      scale: "preserving" (alpha^2 + sigma^2 = 1), "exploding" (alpha = 1), "sub_preserving" (sigma = 1 - alpha^2) or
-        "straight" (alpha + sigma = 1).
+      scale: "preserving" (alpha^2 + sigma^2 = 1), "exploding" (alpha = 1), "sub_preserving" (sigma = 1 - alpha^2),
+        "straight" (alpha + sigma = 1) or "bayesian" (alpha (1 - alpha) = sigma^2).
       prediction: what a denoiser's output is: "noise"; "clean", x_0; "v", alpha noise - sigma x_0; "score", the
         gradient of the log density of x_t (for noise with covariance L L^T, in the coordinates L^-1 x); "velocity",
         noise - x_0; or "preconditioned", what is left of x_0 after the best linear guess, over its standard deviation.
@@ -256,7 +262,7 @@ class Gaussian(NoisingProcess):
         error = self.noise.whitened(noise - self.noise_of(output, xt, t))
         return jnp.sum(error.astype(core.accumulator_dtype(error.dtype)) ** 2)
 
-    def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any) -> jax.Array:
+    def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any, key: core.Key | None = None) -> jax.Array:
         gained = jnp.expm1(self.log_ratio(s) - self.log_ratio(t))
         error = self._squared_error(output, x0, xt, t)
         return 0.5 * gained.astype(error.dtype) * error
@@ -265,7 +271,7 @@ class Gaussian(NoisingProcess):
         error = self._squared_error(output, x0, xt, t)
         return -0.5 * self.schedule.slope(t).astype(error.dtype) * error
 
-    def bound_ends(self, x0: Any) -> jax.Array:
+    def bound_ends(self, x0: Any, key: core.Key | None = None, denoise: Any = None) -> jax.Array:
         """KL to the prior, and -E log p(x_0 | x at time 0) for a normal density about `x / alpha`."""
         x0 = core.as_float(x0)
         white = self.noise.whitened(x0).astype(core.accumulator_dtype(x0.dtype))

@@ -58,16 +58,24 @@ class NoisingProcess:
         """An example from a draw of x at time 0."""
         return x
 
-    def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any) -> jax.Array:
-        """KL[q(x_s | x_t, x_0), p(x_s | x_t)] in nats, (): a term of the bound in discrete time."""
+    def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any, key: core.Key | None = None) -> jax.Array:
+        """KL[q(x_s | x_t, x_0), p(x_s | x_t)] in nats, (): a term of the bound in discrete time.
+
+        Where there is no formula, an unbiased estimate of it, which needs a key.
+        """
         raise NotImplementedError
 
     def bound_rate(self, output: Any, x0: Any, xt: Any, t: Any) -> jax.Array:
         """The limit of `step_divergence / (t - s)`, (): its integral over times is the bound in continuous time."""
         raise NotImplementedError
 
-    def bound_ends(self, x0: Any) -> jax.Array:
-        """What the bound has beside its steps, in nats, (): KL[q(x_1 | x_0), p(x_1)], and -E log p(x_0 | x at 0)."""
+    def bound_ends(
+        self, x0: Any, key: core.Key | None = None, denoise: Callable[[Any, Any], jax.Array] | None = None
+    ) -> jax.Array:
+        """What the bound has beside its steps, in nats, (): KL[q(x_1 | x_0), p(x_1)], and -E log p(x_0 | x at 0).
+
+        Processes whose last step asks the denoiser need `denoise`, `(x, t) -> output`, and a key.
+        """
         raise NotImplementedError
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
