@@ -246,14 +246,21 @@ class Gaussian(NoisingProcess):
 
     # The model that a denoiser makes.
 
-    def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any, randomness: Any = 1.0) -> jax.Array:
-        """A draw of x_s given x_t: the deterministic step of DDIM for `randomness` 0, the ancestral one for 1."""
-        xt = core.as_float(xt)
+    def reverse_moments(
+        self, xt: jax.Array, output: jax.Array, t: Any, s: Any, randomness: Any = 1.0
+    ) -> tuple[jax.Array, jax.Array]:
+        """The mean of x_s given x_t, and what the noise of that step is multiplied by."""
         kept = jnp.exp(self.log_ratio(t) - self.log_ratio(s)).astype(xt.dtype)  # below 1: noise is less at s
         alpha, sigma = self._scales_as(xt, s)
         spread = jnp.asarray(randomness, xt.dtype) ** 2 * (1 - kept)
         mean = alpha * self.clean(output, xt, t) + sigma * jnp.sqrt(1 - spread) * self.noise_of(output, xt, t)
-        return mean + sigma * jnp.sqrt(spread) * self.noise.draw(key, xt.shape, xt.dtype)
+        return mean, sigma * jnp.sqrt(spread)
+
+    def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any, randomness: Any = 1.0) -> jax.Array:
+        """A draw of x_s given x_t: the deterministic step of DDIM for `randomness` 0, the ancestral one for 1."""
+        xt = core.as_float(xt)
+        mean, scale = self.reverse_moments(xt, output, t, s, randomness)
+        return mean + scale * self.noise.draw(key, xt.shape, xt.dtype)
 
     def _squared_error(self, output: Any, x0: Any, xt: Any, t: Any) -> jax.Array:
         """|noise - what the output says of it|^2, ()."""
@@ -271,13 +278,17 @@ class Gaussian(NoisingProcess):
         error = self._squared_error(output, x0, xt, t)
         return -0.5 * self.schedule.slope(t).astype(error.dtype) * error
 
-    def bound_ends(self, x0: Any, key: core.Key | None = None, denoise: Any = None) -> jax.Array:
-        """KL to the prior, and -E log p(x_0 | x at time 0) for a normal density about `x / alpha`."""
+    def prior_divergence(self, x0: Any) -> jax.Array:
+        """KL[q(x_1 | x_0), p(x_1)] in nats, ()."""
         x0 = core.as_float(x0)
         white = self.noise.whitened(x0).astype(core.accumulator_dtype(x0.dtype))
-        first, last = (self.log_ratio(t).astype(white.dtype) for t in (0.0, 1.0))
-        rebuilt = 0.5 * x0.size * (LOG_2PI_E - first) + self.noise.log_scale(x0.shape)
-        return 0.5 * jnp.exp(last) * jnp.sum(white**2) + rebuilt
+        return 0.5 * jnp.exp(self.log_ratio(1.0).astype(white.dtype)) * jnp.sum(white**2)
+
+    def bound_ends(self, x0: Any, key: core.Key | None = None, denoise: Any = None) -> jax.Array:
+        """KL to the prior, and -E log p(x_0 | x at time 0) for a normal density about `x / alpha`."""
+        divergence = self.prior_divergence(x0)
+        first = self.log_ratio(0.0).astype(divergence.dtype)
+        return divergence + 0.5 * jnp.size(x0) * (LOG_2PI_E - first) + self.noise.log_scale(jnp.shape(x0))
 
     def check_data(self, function: str, x0: Any) -> None:
         core.as_float(x0)

@@ -1,0 +1,206 @@
+"""What a denoiser knows of a quantity of the data: log probabilities of events and observations, given x_t.
+
+The law of x_0 given x_t is taken for a normal one with its first two moments: the mean is what the denoiser says, and
+by Tweedie's formula the covariance is `sigma^2 / alpha` times the derivative of that mean. A quantity is linearised
+about the mean. As noise vanishes this is exact, and for normal data and linear quantities it always is; on curved or
+multimodal ones samples are biased at high noise, which `twisted` corrects.
+
+Sources: Finzi, Boral, Wilson, Sha & Zepeda-Nunez (2023), "User-defined event sampling and uncertainty quantification in
+diffusion models for physical dynamical systems", equations 9 to 13; Song, Vahdat, Mardani & Kautz (2023),
+"Pseudoinverse-guided diffusion models for inverse problems"; Rozet, Andry, Lanusse & Louppe (2024), "Learning diffusion
+priors from observations by expectation maximization", for conjugate gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
+from jax.tree_util import Partial
+
+from jaxprob import core
+from jaxprob.inference.diffusion._guidance import _check_callable, check_gaussian, spread
+from jaxprob.models.diffusion import Denoiser, Gaussian
+
+COVARIANCES = ("matched", "isotropic")
+
+
+def above(
+    process: Gaussian,
+    denoiser: Denoiser,
+    quantity: Callable[[jax.Array], jax.Array],
+    level: Any,
+    *,
+    covariance: str = "matched",
+) -> Any:
+    """Log probability that a quantity of the data is above a level, given x_t: an event for `guided` and `twisted`.
+
+    Args:
+      process: a Gaussian process.
+      denoiser: `(x, t, condition) -> output`.
+      quantity: `x_0 -> scalar`, differentiable. For an event below a level turn both signs.
+      level: ().
+      covariance: of x_0 given x_t: "matched", from the derivative of the denoiser, or "isotropic", that of independent
+        normal data of standard deviation `process.data_scale`, which needs no derivative.
+
+    Returns:
+      `(x, t, condition) -> scalar`, a pytree.
+
+    Raises:
+      TypeError: if the process is not Gaussian, or a function is none.
+      ValueError: for an unknown covariance, or if the quantity is not one number (when it is called).
+
+    Source: Finzi et al. (2023), equation 13.
+    """
+    name = "diffusion.above"
+    _check(name, process, denoiser, quantity, covariance)
+    return Partial(core.Bound(_above, covariance), process, core.as_partial(denoiser), core.as_partial(quantity), level)
+
+
+def _above(
+    covariance: str, process: Gaussian, denoiser: Any, quantity: Any, level: Any, x: Any, t: Any, condition: Any
+) -> jax.Array:
+    mean, jacobian, times = _moments(process, denoiser, quantity, covariance, x, t, condition)
+    if mean.shape != ():
+        raise core.bad_value("diffusion.above", "quantity", f"of shape {mean.shape}", "one number", "See observed")
+    variance = jax.lax.stop_gradient(jnp.vdot(jacobian, times(jacobian)))
+    # A variance below that of rounding, or of a denoiser that is no derivative of anything, counts as that.
+    scale = jnp.sqrt(jnp.maximum(variance, jnp.finfo(x.dtype).eps ** 2))
+    return log_ndtr((mean - jnp.asarray(level, x.dtype)) / scale)
+
+
+def observed(
+    process: Gaussian,
+    denoiser: Denoiser,
+    operator: Callable[[jax.Array], jax.Array],
+    value: Any,
+    noise_scale: Any,
+    *,
+    covariance: str = "matched",
+    iterations: int | None = None,
+) -> Any:
+    """Log density of noisy observations of the data, given x_t: inverse problems and inpainting.
+
+    `value = operator(x_0) + noise_scale * noise`; for inpainting the operator picks what is known.
+
+    Args:
+      process: a Gaussian process.
+      denoiser: `(x, t, condition) -> output`.
+      operator: `x_0 -> array`, differentiable; it need not be linear.
+      value: array, what was observed.
+      noise_scale: () or of the shape of `value`, positive standard deviations.
+      covariance: as for `above`.
+      iterations: of conjugate gradients, which stand for a factorisation where there are many observations; the log
+        density then has no determinant, and is for gradients alone. None factorises.
+
+    Returns:
+      `(x, t, condition) -> scalar`, a pytree.
+
+    Raises:
+      TypeError: if the process is not Gaussian, or a function is none.
+      ValueError: for an unknown covariance, a noise scale that is not positive, `iterations` that are not whole, or an
+        operator of another shape than the value (when it is called).
+
+    Source: Song et al. (2023), equation 8; Rozet et al. (2024), algorithm 2.
+    """
+    name = "diffusion.observed"
+    _check(name, process, denoiser, operator, covariance)
+    value, noise_scale = core.as_float(value), core.as_float(noise_scale)
+    if noise_scale.shape not in ((), value.shape):
+        raise core.bad_value(name, "noise_scale", noise_scale, f"() or {value.shape}, as the value")
+    if not isinstance(noise_scale, jax.core.Tracer) and not bool(jnp.all(noise_scale > 0)):
+        raise core.bad_value(name, "noise_scale", noise_scale, "positive numbers", "Pass a small one for exact data")
+    if iterations is not None:
+        core.check_whole(name, iterations=iterations)
+    noise_scale = jnp.broadcast_to(noise_scale, value.shape)
+    functions = core.as_partial(denoiser), core.as_partial(operator)
+    return Partial(core.Bound(_observed, covariance, iterations), process, *functions, value, noise_scale)
+
+
+def _observed(
+    covariance: str,
+    iterations: int | None,
+    process: Gaussian,
+    denoiser: Any,
+    operator: Any,
+    value: jax.Array,
+    noise_scale: jax.Array,
+    x: Any,
+    t: Any,
+    condition: Any,
+) -> jax.Array:
+    mean, jacobian, times = _moments(process, denoiser, operator, covariance, x, t, condition, iterations is not None)
+    if mean.shape != value.shape:
+        raise core.bad_value("diffusion.observed", "operator", f"of shape {mean.shape}", f"{value.shape}, as the value")
+    missed = jnp.ravel(value.astype(x.dtype) - mean)
+    variance = jnp.ravel(noise_scale.astype(x.dtype)) ** 2
+    if iterations is None:
+        rows = jacobian.reshape(missed.size, x.size)
+        moved = jax.vmap(lambda row: jnp.ravel(times(row.reshape(x.shape))))(rows)
+        total = core.symmetrize(core.matmul(rows, moved.T)) + jnp.diag(variance)
+        factor = core.cholesky(jax.lax.stop_gradient(total))
+        white = core.solve_triangular(factor, missed, vector=True)
+        return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diag(factor)))
+
+    push, pull = jacobian
+
+    def multiply(v: jax.Array) -> jax.Array:
+        return jnp.ravel(push(times(pull(v.reshape(mean.shape))))) + variance * v
+
+    solved, _ = jax.scipy.sparse.linalg.cg(multiply, jax.lax.stop_gradient(missed), tol=1e-6, maxiter=iterations)
+    # Its gradient is that of the quadratic form: the solution is held fixed, and half of it is counted back.
+    solved = jax.lax.stop_gradient(solved)
+    return -jnp.vdot(solved, missed) + 0.5 * jnp.vdot(solved, jax.lax.stop_gradient(missed))
+
+
+def _moments(
+    process: Gaussian,
+    denoiser: Any,
+    quantity: Any,
+    covariance: str,
+    x: jax.Array,
+    t: Any,
+    condition: Any,
+    matrix_free: bool = False,
+) -> tuple[jax.Array, Any, Callable[[jax.Array], jax.Array]]:
+    """The quantity at the mean of x_0, its Jacobian there, and the covariance of x_0 as a function of a vector.
+
+    The Jacobian is (*quantity, *example), or for `matrix_free` a pair of functions: its product, and its transpose's.
+    """
+
+    def clean(x: jax.Array) -> jax.Array:
+        return process.clean(process.output(denoiser, x, t, condition, x.shape), x, t)
+
+    alpha, sigma = (scale.astype(x.dtype) for scale in process.scales(t))
+    if covariance == "matched":
+        mean, push = jax.linearize(clean, x)
+        factor = sigma**2 / alpha
+
+        def times(v: jax.Array) -> jax.Array:
+            return factor * push(spread(process, v))
+
+    else:
+        mean = clean(x)
+        factor = process._linear_guess(alpha, sigma)[1] ** 2
+
+        def times(v: jax.Array) -> jax.Array:
+            return factor * spread(process, v)
+
+    at = jax.lax.stop_gradient(mean)
+    if matrix_free:
+        forward = jax.linearize(quantity, at)[1]
+        backward = jax.vjp(quantity, at)[1]
+        return quantity(mean), (forward, lambda v: backward(v)[0]), times
+    return quantity(mean), jax.jacrev(quantity)(at), times
+
+
+def _check(function: str, process: Any, denoiser: Any, quantity: Any, covariance: str) -> None:
+    check_gaussian(function, process)
+    _check_callable(function, "denoiser", denoiser)
+    if not callable(quantity):
+        raise core.bad_type(function, "quantity", core.describe(quantity), "a function of an example")
+    if covariance not in COVARIANCES:
+        raise core.bad_value(function, "covariance", core.describe(covariance), f"one of {COVARIANCES}")
