@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxprob.models.diffusion._process import check_process
 
 def sample(
     key: core.Key,
-    process: NoisingProcess,
+    process: NoisingProcess | Callable[[Any], NoisingProcess],
     denoiser: Denoiser,
     shape: tuple[int, ...] | int,
     *,
@@ -32,7 +33,8 @@ def sample(
 
     Args:
       key: random key.
-      process: a noising process.
+      process: a noising process; or a function of the condition of one example that makes one, such as one whose noise
+        is a function at the times of a series.
       denoiser: `(x, t, condition) -> output` of one example, such as `functools.partial(network.apply, params)`, whose
         `params` are then arguments of the compiled program.
       shape: (sample, *example).
@@ -56,11 +58,13 @@ def sample(
     """
     name = "diffusion.sample"
     key = core.as_key(key, name)
-    check_process(name, process)
+    if isinstance(process, NoisingProcess) or not callable(process):
+        check_process(name, process)
     solver = ancestral() if solver is None else solver
     if not isinstance(solver, Solver):
         raise core.bad_type(name, "solver", core.describe(solver), "a solver", "Such as diffusion.ancestral(100)")
-    solver.check(name, process)
+    if isinstance(process, NoisingProcess):
+        solver.check(name, process)
     if not callable(denoiser):
         raise core.bad_type(name, "denoiser", core.describe(denoiser), "a function (x, t, condition)")
     shape = core.as_shape(name, shape)
@@ -73,13 +77,14 @@ def sample(
                 raise core.bad_value(name, argument, got, f"one for each of {shape[0]} samples, leading")
     if chunk is not None:
         core.check_whole(name, chunk=chunk)
+    process = process if isinstance(process, NoisingProcess) else core.as_partial(process)
     return _sample(key, process, core.as_partial(denoiser), condition, start, solver, shape, chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "shape", "chunk"))
 def _sample(
     key: core.Key,
-    process: NoisingProcess,
+    process: Any,
     denoiser: Any,
     condition: Any,
     start: Any,
@@ -90,12 +95,13 @@ def _sample(
     def one(inputs: tuple[jax.Array, Any, Any]) -> Any:
         index, condition, start = inputs
         own = core.fold(key, index)
-        algorithm = solver.algorithm(process, denoiser, shape[1:], condition)
+        made = process if isinstance(process, NoisingProcess) else process(condition)
+        algorithm = solver.algorithm(made, denoiser, shape[1:], condition)
         state = algorithm.init(start, core.fold(own, 0))
         state, _ = scan.scan(
             lambda state, i: (algorithm.step(core.fold(own, 1, i), state)[0], None), state, jnp.arange(solver.steps)
         )
-        return process.finish(core.fold(own, 2), state.position, denoiser, condition)
+        return made.finish(core.fold(own, 2), state.position, denoiser, condition)
 
     # Each example has the same times, so that nothing but x and what depends on it has an axis of samples.
     inputs = (jnp.arange(shape[0]), condition, start)
