@@ -77,7 +77,7 @@ class Solver:
       steps: number of steps.
       advance: `(process, step: Step) -> (x, memory)`, one step; hashable.
       remember: `(process, x, shape) -> memory` before the first step; None for none.
-      evaluations: of the denoiser in one step.
+      evaluations: of the denoiser in one step; or `memory -> ()`, what the step's memory says of it.
       grid: how times are spread: "time" (evenly), "log_ratio" (evenly in the log signal-to-noise ratio) or "karras"
         (evenly in the noise scale to the power 1/7); the last two for Gaussian processes.
       kind: the class of processes that it is for.
@@ -87,7 +87,7 @@ class Solver:
     steps: int
     advance: Callable[[Any, Step], tuple[Any, Any]]
     remember: Callable[[Any, Any, tuple[int, ...]], Any] | None = None
-    evaluations: int = 1
+    evaluations: int | Callable[[Any], jax.Array] = 1
     grid: str = "time"
     kind: type[NoisingProcess] | tuple[type[NoisingProcess], ...] = NoisingProcess
 
@@ -157,7 +157,8 @@ class Solver:
             t, s = times[index], times[index + 1]
             moved = self.advance(process, Step(key, state.position, t, s, state.memory, index, denoise))
             x, memory = jax.tree.map(lambda new, old: jnp.where(done, old, new), moved, (state.position, state.memory))
-            info = DiffusionInfo(s, jnp.where(done, 0, self.evaluations).astype(jnp.int32))
+            used = self.evaluations(memory) if callable(self.evaluations) else self.evaluations
+            info = DiffusionInfo(s, jnp.where(done, 0, used).astype(jnp.int32))
             return DiffusionState(x, jnp.minimum(state.taken + 1, self.steps), memory), info
 
         return core.Algorithm(init, step)

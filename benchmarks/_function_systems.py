@@ -1,0 +1,183 @@
+"""Stochastic process diffusion on irregular series: noise that is a function, beside independent noise.
+
+Source: Biloš, Rasul, Schneider, Nevmyvaka & Günnemann (2023), "Modeling temporal data as continuous functions with
+stochastic process diffusion".
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprob
+from jaxprob import learning
+from jaxprob.inference import diffusion as sampling
+from jaxprob.models import diffusion
+
+POINTS, SERIES, END = 60, 2000, 10.0
+STEPS, BATCH, RATE = 3000, 64, 2e-3
+LENGTHSCALE = 1.0  # of the noise, and of the Ornstein-Uhlenbeck data
+
+
+def irregular_times(rng, count):
+    return np.sort(rng.uniform(0, END, (count, POINTS)), axis=1)
+
+
+def ornstein_uhlenbeck(rng, times):
+    """Stationary, of unit variance."""
+    x = np.empty_like(times)
+    x[:, 0] = rng.normal(size=len(times))
+    for i in range(1, POINTS):
+        decay = np.exp(-(times[:, i] - times[:, i - 1]) / LENGTHSCALE)
+        x[:, i] = decay * x[:, i - 1] + np.sqrt(1 - decay**2) * rng.normal(size=len(times))
+    return x
+
+
+def cox_ingersoll_ross(rng, times):
+    """dx = (1 - x) dt + 0.5 sqrt(x) dW, by its exact non-central chi-square transitions; standardised."""
+    mean, rate, volatility = 1.0, 1.0, 0.5
+    x = np.empty_like(times)
+    x[:, 0] = rng.gamma(2 * rate * mean / volatility**2, volatility**2 / (2 * rate), len(times))
+    for i in range(1, POINTS):
+        decay = np.exp(-rate * (times[:, i] - times[:, i - 1]))
+        c = volatility**2 * (1 - decay) / (4 * rate)
+        x[:, i] = c * rng.noncentral_chisquare(4 * rate * mean / volatility**2, x[:, i - 1] * decay / c)
+    return (x - mean) / np.sqrt(volatility**2 * mean / (2 * rate))
+
+
+def sinusoids(rng, times):
+    """Random phase, frequency and amplitude."""
+    frequency, phase = rng.uniform(0.5, 2, (len(times), 1)), rng.uniform(0, 2 * np.pi, (len(times), 1))
+    return rng.uniform(0.7, 1.7, (len(times), 1)) * np.sin(frequency * times + phase)
+
+
+DATA = {"ornstein_uhlenbeck": ornstein_uhlenbeck, "cox_ingersoll_ross": cox_ingersoll_ross, "sinusoids": sinusoids}
+
+
+def process_of(noise, times):
+    law = {
+        "independent": lambda: None,
+        "ornstein_uhlenbeck": lambda: diffusion.ornstein_uhlenbeck_noise(times, LENGTHSCALE),
+        "gaussian_process": lambda: diffusion.gaussian_process_noise(times, LENGTHSCALE, nugget=0.01),
+    }[noise]()
+    return diffusion.variance_preserving(diffusion.cosine(9.0, -9.0), prediction="noise", noise=law)
+
+
+def network():
+    return diffusion.networks.set_attention(width=32, depth=2, heads=4, wavelengths=(0.1, 20.0))
+
+
+def trained(noise, xs, times, seed=0, steps=STEPS):
+    """The parameters after training on series, and the denoiser they are for."""
+    net = network()
+    task = learning.Task(
+        lambda key: net.init(key, jnp.zeros(POINTS), jnp.float32(0.5), jnp.arange(float(POINTS))),
+        diffusion.loss(lambda params, times: process_of(noise, times), net.apply, conditional=True),
+        optax.adam(optax.cosine_decay_schedule(RATE, steps)),
+        ema=0.995,
+        max_gradient_norm=1.0,
+    )
+    data = learning.data.arrays((xs.astype(np.float32), times.astype(np.float32)), BATCH)
+    found = jaxprob.fit(task, data, key=jax.random.key(seed), steps=steps, devices=1, progress=False)
+    return functools.partial(net.apply, found.average)
+
+
+def statistics_of(x, times):
+    """Roughness E|dx| / sqrt(dt), and autocorrelation at lags of 1, 5 and 20 points."""
+    steps = np.maximum(np.diff(times, axis=1), 1e-4)
+    roughness = np.mean(np.abs(np.diff(x, axis=1)) / np.sqrt(steps))
+    x = x - x.mean()
+    lags = [np.mean(x[:, lag:] * x[:, :-lag]) / np.mean(x**2) for lag in (1, 5, 20)]
+    return roughness, np.array(lags)
+
+
+def told_apart(real, fake, times_real, times_fake):
+    """Accuracy of a boosted classifier that sees values, times and scaled increments, on the half it has not seen."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    def features(x, times):
+        steps = np.maximum(np.diff(times, axis=1), 1e-4)
+        scaled = np.diff(x, axis=1) / np.sqrt(steps)
+        sizes = np.stack([np.abs(scaled).mean(1), (scaled**2).mean(1), np.abs(np.diff(scaled, axis=1)).mean(1)], 1)
+        return np.concatenate([x, scaled, sizes], 1)
+
+    xs = np.concatenate([features(real, times_real), features(fake, times_fake)])
+    ys = np.repeat([0, 1], [len(real), len(fake)])
+    order = np.random.default_rng(0).permutation(len(ys))
+    half = len(ys) // 2
+    model = HistGradientBoostingClassifier(max_iter=150, random_state=0).fit(xs[order[:half]], ys[order[:half]])
+    return float(model.score(xs[order[half:]], ys[order[half:]]))
+
+
+def continuous_ranked_probability_score(draws, truth):
+    """E|x - y| - E|x - x'| / 2 of each value; draws lead."""
+    ordered = np.sort(draws, axis=0)
+    count = len(draws)
+    weights = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, *[1] * (draws.ndim - 1))
+    return np.mean(np.abs(draws - truth), 0) - np.sum(weights * ordered, 0) / count**2
+
+
+def conditional(noise, denoiser, rng, series=24, draws=64):
+    """Forecasts of the last third of Ornstein-Uhlenbeck series: coverage of 90 %, and CRPS beside the exact law."""
+    times = irregular_times(rng, series)
+    x = ornstein_uhlenbeck(rng, times)
+    known = 2 * POINTS // 3
+
+    @jax.jit
+    def forecast(key, times, value):
+        process = process_of(noise, times)
+        see = sampling.observed(process, denoiser, lambda x: x[:known], value, 0.03)
+        guided = sampling.guided(process, denoiser, see)
+        each = jnp.broadcast_to(times, (draws, POINTS))
+        return sampling.sample(key, process, guided, (draws, POINTS), condition=each, solver=sampling.ancestral(60))
+
+    inside, ours, exact = [], [], []
+    for i in range(series):
+        found = np.asarray(forecast(jax.random.key(i), jnp.float32(times[i]), jnp.float32(x[i, :known])))[:, known:]
+        truth = x[i, known:]
+        low, high = np.quantile(found, [0.05, 0.95], axis=0)
+        inside.append((low <= truth) & (truth <= high))
+        ours.append(continuous_ranked_probability_score(found, truth))
+        decay = np.exp(-(times[i, known:] - times[i, known - 1]) / LENGTHSCALE)
+        law = decay * x[i, known - 1] + np.sqrt(1 - decay**2) * rng.normal(size=(2000, POINTS - known))
+        exact.append(continuous_ranked_probability_score(law, truth))
+    return {"coverage": float(np.mean(inside)), "crps": float(np.mean(ours)), "crps_exact": float(np.mean(exact))}
+
+
+def process_diffusion(steps=STEPS):
+    """Errors of roughness and autocorrelation, classifier accuracy, and forecasts, for each noise and data."""
+    rows = []
+    for name, draw in DATA.items():
+        rng = np.random.default_rng(1)
+        times = irregular_times(rng, SERIES)
+        xs = draw(rng, times)
+        fresh_times = irregular_times(rng, 1000)
+        fresh = draw(rng, fresh_times)
+        for noise in ("independent", "ornstein_uhlenbeck", "gaussian_process"):
+            denoiser = trained(noise, xs, times, steps=steps)
+            many = jnp.float32(irregular_times(rng, 1000))
+            made = sampling.sample(
+                jax.random.key(2),
+                functools.partial(process_of, noise),
+                denoiser,
+                (1000, POINTS),
+                condition=many,
+                solver=sampling.ancestral(100),
+            )
+            made, many = np.asarray(made, np.float64), np.asarray(many, np.float64)
+            roughness, lags = statistics_of(made, many)
+            right, right_lags = statistics_of(fresh, fresh_times)
+            row = {
+                "data": name,
+                "noise": noise,
+                "roughness_error": abs(roughness / right - 1),
+                "autocorrelation_error": float(np.abs(lags - right_lags).max()),
+                "told_apart": told_apart(fresh, made, fresh_times, many),
+            }
+            if name == "ornstein_uhlenbeck" and noise != "gaussian_process":
+                row |= conditional(noise, denoiser, np.random.default_rng(3))
+            rows.append(row)
+            print(row, flush=True)
+    return {"rows": rows, "steps": steps}
