@@ -37,6 +37,13 @@ def grammar(key, number):
     return (first + jnp.concatenate([jnp.zeros_like(first), jnp.cumsum(leaps, axis=1)], axis=1)) % 4
 
 
+def check(name, got, wanted):
+    """A row of what should be, such as "<= 0.8", and whether it was so."""
+    sign, number = wanted.split()
+    held = got >= float(number) if sign == ">=" else got <= float(number)
+    return {"check": name, "got": float(got), "wanted": wanted, "held": bool(held)}
+
+
 def valid(samples):
     """The share of sequences that the chain can make."""
     import numpy as np
@@ -117,12 +124,14 @@ def reparameterized():
         }
     ratios = {}
     for excess in (1.0, 2.0, 4.0, 8.0):
-        reached = {
+        steps = {
             name: next((CHUNK * (i + 1) for i, b in enumerate(run["bounds_nats"]) if b <= entropy + excess), None)
             for name, run in weightings.items()
         }
-        ratio = None if None in reached.values() else reached["linear"] / reached["reciprocal"]
-        ratios[f"within {excess} nats of the entropy"] = {**reached, "ratio": ratio}
+        ratio = None if None in steps.values() else steps["linear"] / steps["reciprocal"]
+        ratios[f"within {excess} nats of the entropy"] = {**steps, "ratio": ratio}
+
+    reached = [(name, row) for name, row in ratios.items() if row["ratio"] is not None]
 
     process, params = trained["linear"]
     denoiser = functools.partial(apply, params)
@@ -152,8 +161,14 @@ def reparameterized():
         "training": weightings,
         "steps_to_a_bound": ratios,
         "samples": validity,
-        "over_ancestral_8": routed / max(few, 1 / SAMPLES),
-        "over_ancestral_64": routed / max(many, 1 / SAMPLES),
+        "checks": [
+            check("validity of 8 routed steps over 8 at random", routed / max(few, 1 / SAMPLES), ">= 1.3"),
+            check("validity of 8 routed steps over 64 at random", routed / max(many, 1 / SAMPLES), ">= 0.9"),
+            *(
+                check(f"steps of linear over reciprocal weights, {name}", row["ratio"], "<= 0.8")
+                for name, row in reached
+            ),
+        ],
     }
 
 
@@ -203,10 +218,10 @@ def thermodynamics_binomial():
     return {
         "entropy_bits": math.log2(5),
         **bits,
-        "excess_bits": bits["in_2000_steps"]["bits"] - math.log2(5),
         "samples_that_are_heartbeats": float(hits.sum()),
         "share_of_each_phase": [round(float(share), 3) for share in hits],
         "training_seconds": round(seconds, 1),
+        "checks": [check("bits of a heartbeat beyond log2(5)", bits["in_2000_steps"]["bits"] - math.log2(5), "<= 0.1")],
     }
 
 

@@ -154,15 +154,14 @@ def _negative_elbo(
     indices = jnp.arange(count)
     data = x if levels is None else _middles(x, levels, interval)
 
-    def term(index: jax.Array, part: jax.Array, which: jax.Array, x0: Any, condition: Any) -> jax.Array:
+    def term(part: jax.Array, index: jax.Array, which: jax.Array, x0: Any, condition: Any) -> jax.Array:
         """The rate of the bound at a random time of a part."""
         own = core.fold(key, index, 1, part, which)
         dtype = jnp.result_type(float)
         u = (part.astype(dtype) + jax.random.uniform(core.fold(own, 0), (), dtype)) / parts
         if steps is not None:
-            i = jnp.clip(jnp.floor(u * steps), 0, steps - 1)
-            # A whole share of an integer, that rounding may have put just below it.
-            i = jnp.where(parts == steps, part.astype(dtype), i)
+            # Each step has its part, or a part has several; rounding must not lead out of the range.
+            i = part.astype(dtype) if parts == steps else jnp.clip(jnp.floor(u * steps), 0, steps - 1)
             t, s, scale = (i + 1) / steps, i / steps, jnp.asarray(steps, dtype)
         elif isinstance(process, Gaussian):
             first, last = process.log_ratio(0.0), process.log_ratio(1.0)
@@ -179,25 +178,23 @@ def _negative_elbo(
             rate = process.step_divergence(output, x0, xt, t, s, core.fold(own, 2))
         return rate * scale.astype(rate.dtype)
 
-    def ends(index: jax.Array, which: jax.Array, x: Any, x0: Any, condition: Any) -> jax.Array:
+    def ends(index: jax.Array, which: jax.Array, x0: Any, condition: Any) -> jax.Array:
         own = core.fold(key, index, 0, which)
         if levels is not None:
             assert isinstance(process, Gaussian)
-            return process.prior_divergence(x0) + _reconstruction(own, process, x, x0, levels, interval)
+            return process.prior_divergence(x0) + _reconstruction(own, process, x0, levels, interval)
         return process.bound_ends(x0, own, lambda xt, t: process.output(denoiser, xt, t, condition, jnp.shape(x0)))
 
     def twice(function: Any) -> Any:
         """A function of (index, which, ...), mapped over examples and over two draws of each."""
-        inner = jax.vmap(function, (0, None, 0, 0, 0))
-        return jax.vmap(inner, (None, 0, None, None, None))
+        inner = jax.vmap(function, (0, None, 0, 0))
+        return jax.vmap(inner, (None, 0, None, None))
 
     pair = jnp.arange(2)
-    first, second = twice(ends)(indices, pair, x, data, condition)
+    first, second = twice(ends)(indices, pair, data, condition)
 
     def one_part(sums: Any, part: jax.Array) -> tuple[Any, None]:
-        a, b = twice(lambda index, which, _, x0, condition: term(index, part, which, x0, condition))(
-            indices, pair, x, data, condition
-        )
+        a, b = twice(functools.partial(term, part))(indices, pair, data, condition)
         total, squares = sums
         return (total + 0.5 * (a + b), squares + 0.25 * (a - b) ** 2), None
 
@@ -208,9 +205,9 @@ def _negative_elbo(
 
 
 def _reconstruction(
-    key: core.Key, process: Gaussian, x: jax.Array, x0: jax.Array, levels: int, interval: tuple[float, float]
+    key: core.Key, process: Gaussian, x0: jax.Array, levels: int, interval: tuple[float, float]
 ) -> jax.Array:
-    """-log p(x | x at time 0) of whole numbers, (), for one draw of the latter."""
+    """-log p(level | x at time 0) of the levels with middles x0, (), for one draw of the latter."""
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     scale = jnp.exp(-0.5 * process.log_ratio(0.0)).astype(x0.dtype)
     middles = _middles(jnp.arange(levels), levels, interval).astype(x0.dtype)
@@ -237,8 +234,10 @@ def log_likelihood(
     """Log densities of examples under the law that the probability-flow equation makes of the prior.
 
     `log p(x) = log p(x_1) + (integral of the divergence of the velocity)`, along the solution that starts at x. It is
-    the density of x_0 with the noise of time 0, which is little. The trace is exact, by as many directional
-    derivatives as an example has numbers, or estimated from random probes without bias.
+    the density of the model: the prior knows no data, and what is left of them at time 1 counts as an error of the
+    model (about 0.02 nats for the default ends of `variance_exploding`, 1e-3 or less for those of the others). The trace
+    is exact, by as many directional derivatives as an example has numbers, or estimated from random probes without
+    bias.
 
     Args:
       process: a Gaussian process.

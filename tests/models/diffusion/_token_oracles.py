@@ -137,6 +137,17 @@ def exact_denoiser(law, kind, alpha=lambda t: 1 - t):
     return denoise
 
 
+def table_of_masks(law):
+    """The exact logits for each x_t with masks, (64, 3, 3); for impossible ones any."""
+    made = np.zeros((4**LENGTH, LENGTH, VOCABULARY))
+    for index, x in enumerate(states(VOCABULARY + 1)):
+        fits = (x[None] == VOCABULARY) | (x[None] == EXAMPLES)
+        for site in range(LENGTH):
+            weights = law * np.all(np.delete(fits, site, axis=1), axis=1)
+            made[index, site] = np.log([weights[EXAMPLES[:, site] == v].sum() for v in range(VOCABULARY)])
+    return made
+
+
 def counts(samples):
     """How often each example is among samples (sample, 3), (27,)."""
     index = np.asarray(samples) @ VOCABULARY ** np.arange(LENGTH)[::-1]

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from jaxprob.models.diffusion import networks
-from jaxprob.models.diffusion.networks._layers import Attention, GroupNorm
-from tests.models.diffusion._network_references import REFERENCES, attention, group_norm
+from jaxprob.models.diffusion.networks._layers import Attention, GroupNorm, normalized
+from tests.models.diffusion._network_references import REFERENCES, attention, group_norm, norm
 
 LOCATIONS = np.array([[0.0, 1.0], [0.3, 0.2], [-2.0, 0.4], [1.0, 3.0], [0.31, 0.2]])
 THERE = np.array([True, True, False, True, True])
@@ -96,6 +96,11 @@ def test_is_the_network_of_the_papers(name):
 def test_the_output_is_zero_at_first(name):
     _, first, _, apply = made(name)
     assert np.array_equal(apply(first, *example(name)), np.zeros(CASES[name][3]))
+
+
+def test_layers_start_from_different_numbers():
+    kernel = made("perceptron")[1]["params"]["blocks"]["up"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["perceptron of tokens", "unet", "transformer of images", "set"])
@@ -230,6 +235,25 @@ def test_norms_of_large_numbers_and_soft_max_of_large_scores(rng):
     np.testing.assert_allclose(got, attention(double(params)["params"], x, 3, seen), rtol=1e-4, atol=1e-4)
 
 
+def test_norms_and_scores_of_bfloat16_are_kept_in_float32(rng):
+    """Where what goes in is exact, so that only the last rounding, of a 256th, is left."""
+    x = jnp.asarray(2 * rng.normal(size=(4, 3, 6)) + 100.24, jnp.bfloat16)  # of which 100.24 is not one
+    exact, net = double(x), GroupNorm(2)
+    params = net.init(jax.random.key(0), x)
+    got = net.apply(params, x)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(double(got), group_norm(double(params)["params"], exact, 2), rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(double(normalized(x)), norm(exact), rtol=1e-2, atol=1e-3)
+    # Scores are halves up to some hundreds, next to each other in places: bfloat16 knows even numbers there.
+    places = rng.permutation(20)[:8]
+    x = np.stack([np.full(8, 15.0), places - 10.0, np.arange(8.0), np.zeros(8)], -1)
+    params = {"project_in": {"kernel": np.concatenate([np.eye(4)] * 3, -1), "bias": np.zeros(12)}}
+    params["project_out"] = {"kernel": np.eye(4), "bias": np.zeros(4)}
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+    got = Attention(1).apply({"params": half}, jnp.asarray(x, jnp.bfloat16))
+    np.testing.assert_allclose(double(got), attention(params, x, 1), rtol=2e-2, atol=2e-2)
+
+
 # Conditions.
 
 
@@ -302,8 +326,9 @@ def test_points_that_are_not_there_are_as_if_left_out():
     assert np.array_equal(got[lost], np.zeros((1, 2)))
     nobody = apply(params, x, t, networks.Points(locations, jnp.zeros(5, bool)))
     assert np.array_equal(nobody, np.zeros((5, 2)))
-    slopes = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, x, t, networks.Points(locations, there)))))(params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    slopes = jax.jit(jax.grad(lambda p, there: jnp.sum(net.apply(p, x, t, networks.Points(locations, there)))))
+    for some in (there, jnp.zeros(5, bool)):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(params, some)))
 
 
 def test_places_matter_and_a_bare_array_says_them():

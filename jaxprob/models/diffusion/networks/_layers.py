@@ -19,6 +19,8 @@ from jaxprob import core
 from jaxprob.models.sequence._layers import Linear, again
 
 _EPSILON = 1e-6
+# Hidden numbers of a transformer's MLP over its width.
+_EXPANSION = 4
 
 
 @again
@@ -83,23 +85,20 @@ class TransformerBlock(nn.Module):
 
     Attributes:
       heads: of attention.
-      expansion: hidden numbers of the MLP as a multiple of the width.
     """
 
     heads: int
-    expansion: int = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, seen: jax.Array | None) -> jax.Array:
         """Maps (place, width) and (any,) to (place, width)."""
         width = x.shape[-1]
-        first, second = jnp.split(jnp.stack(Modulation(6, width, name="modulation")(context)), 2)
-        y = modulated(normalized(x), first[0], first[1])
-        x = x + Attention(self.heads, name="attention")(y, seen) * jnp.broadcast_to(first[2], x.shape)
-        y = modulated(normalized(x), second[0], second[1])
-        y = Linear(self.expansion * width, name="up")(y)
+        *first, gate, shift, scale, last_gate = Modulation(6, width, name="modulation")(context)
+        y = Attention(self.heads, name="attention")(modulated(normalized(x), *first), seen)
+        x = x + y * jnp.broadcast_to(gate, x.shape)
+        y = Linear(_EXPANSION * width, name="up")(modulated(normalized(x), shift, scale))
         y = Linear(width, name="down")(again(nn.gelu)(y))
-        return x + y * jnp.broadcast_to(second[2], x.shape)
+        return x + y * jnp.broadcast_to(last_gate, x.shape)
 
 
 class Head(nn.Module):
@@ -124,18 +123,18 @@ def over_depth(block: Callable[..., jax.Array], depth: int, x: jax.Array, *rest:
     With `unroll` XLA gets a program without a loop, which grows with depth.
     """
 
-    def body(block: Any, x: jax.Array, _: None, *rest: Any) -> tuple[jax.Array, None]:
+    def body(block: Any, x: jax.Array, *rest: Any) -> tuple[jax.Array, None]:
         return block(x, *rest), None
 
     repeated = nn.scan(
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, *[nn.broadcast] * len(rest)),
+        in_axes=(nn.broadcast,) * len(rest),
         length=depth,
         unroll=depth if unroll else 1,
     )
-    return repeated(block, x, None, *rest)[0]
+    return repeated(block, x, *rest)[0]
 
 
 class GroupNorm(nn.Module):

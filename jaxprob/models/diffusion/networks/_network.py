@@ -180,6 +180,7 @@ class Network(nn.Module):
             raise core.bad_value(self.name_of, "x", got, expected, "Make parameters for this shape with init")
 
     def _check(self, x: jax.Array) -> None:
+        wanted: Any
         if self.vocabulary is None:
             wanted, expected, todo = jnp.floating, "floating numbers", "vocabulary=K embeds K tokens"
         else:
