@@ -111,7 +111,7 @@ def thermodynamics_gaussian(rows):
     law = np.diff(stats.norm(0.1, 0.4).cdf(edges))
     law /= law.sum()
     middles, log_law = (jnp.asarray(v, jnp.float32) for v in ((edges[1:] + edges[:-1]) / 2, np.log(law)))
-    process = diffusion.variance_preserving(diffusion.log_linear(11.0, -8.0), "clean")
+    process = diffusion.variance_preserving(diffusion.log_linear(8.5, -5.0), "clean")
 
     def exact(x, t, condition):
         alpha, sigma = process.scales(t)

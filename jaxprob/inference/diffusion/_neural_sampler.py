@@ -291,9 +291,9 @@ def _step_training(
             updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, params)
             return optax.apply_updates(params, updates), optimizer_state
 
-    moved = jax.lax.cond(finite, move, lambda _: (params, state.optimizer_state), None)
+    params, optimizer_state = jax.lax.cond(finite, move, lambda _: (params, state.optimizer_state), None)
     info = SamplerTrainingInfo(loss=value, gradient_norm=norm, finite=finite, **metrics)
-    return SamplerTrainingState(*moved, buffer, state.steps + 1), info
+    return SamplerTrainingState(params, optimizer_state, buffer, state.steps + 1), info
 
 
 class SamplerFit(NamedTuple):

@@ -188,6 +188,14 @@ def test_data_of_unit_variance_need_no_steps_in_the_coordinates_of_the_angle():
         np.testing.assert_allclose(drawn, [[1.0, -2.0]], rtol=1e-3)
 
 
+def test_levels_of_langevin_dynamics_differ_by_a_scale():
+    process = diffusion.variance_preserving(diffusion.log_linear(3.0, -3.0))
+    algorithm = inference.annealed_langevin(1, 1, 1e-12).algorithm(process, lambda x, t, condition: x, (1,))
+    state = algorithm.step(jax.random.key(1), algorithm.init(jnp.ones(1), jax.random.key(0)))[0]
+    before, after = (oracles.scales("preserving", level)[0] for level in (-3.0, 3.0))
+    np.testing.assert_allclose(state.position, [after / before], rtol=1e-4)
+
+
 def test_adaptive_says_whether_it_came_to_the_end():
     process, start = PROCESSES["flow_matching"], jnp.array([0.4, -1.0])
 

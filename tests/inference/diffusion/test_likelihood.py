@@ -51,6 +51,18 @@ def test_log_likelihood_of_the_exact_score_is_that_of_the_data(name):
     assert abs(np.mean(latent**2) - 1) < 4 * np.sqrt(2 / 128)
 
 
+def test_the_law_is_that_of_data_with_the_noise_of_time_zero():
+    for process in (
+        diffusion.variance_preserving(diffusion.log_linear(2.0, -15.0)),
+        diffusion.flow_matching(diffusion.log_linear(2.0, -15.0)),
+    ):
+        denoiser = diffusion.gaussian_mixture_denoiser(process, oracles.WEIGHTS, oracles.MEANS, oracles.COVARIANCES)
+        result = inference.log_likelihood(process, denoiser, jnp.asarray(DATA[:8], jnp.float32))
+        # Of x over alpha, whose noise has a standard deviation of 1 / e.
+        expected = [oracles.log_density(jnp.asarray(x, jnp.float32), 1.0, float(np.exp(-1))) for x in DATA[:8]]
+        np.testing.assert_allclose(result.log_likelihood, expected, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_fixed_steps_have_order_five(x64):
     run = functools.partial(inference.log_likelihood, *mixture("preserving"), jnp.asarray(DATA[:8]))

@@ -43,6 +43,15 @@ def test_with_the_exact_control_weights_become_equal_as_steps_become_short():
     assert 1.6 < spread_few / spread_many < 2.4
 
 
+def test_the_control_is_asked_for_at_the_time_a_step_begins():
+    seen = Control(lambda z, time: jnp.full_like(z, jnp.where((time == 0) | (time == 0.5), 0, 1)))
+    draws = []
+    for network in (ZERO, seen):
+        sampler = path_integral_sampler(log_density, network=network, steps=2, **OPTIONS)
+        draws.append(sampler.draw(jax.random.key(0), sampler.init(jax.random.key(1)), 10).positions)
+    np.testing.assert_array_equal(*draws)
+
+
 @pytest.mark.parametrize("steps", [0, 1.5, True])
 def test_steps_are_whole_numbers(steps):
     with pytest.raises(ValueError, match=r"^path_integral_sampler: steps is .*; expected a whole number, 1 or more"):

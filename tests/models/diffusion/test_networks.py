@@ -98,6 +98,11 @@ def test_the_output_is_zero_at_first(name):
     assert np.array_equal(apply(first, *example(name)), np.zeros(CASES[name][3]))
 
 
+def test_a_unet_attends_at_its_lowest_level_only():
+    parts = made("unet of colours")[1]["params"]
+    assert {name for name, part in parts.items() if "attention" in part} == {"blocks_down_2"}
+
+
 def test_layers_start_from_different_numbers():
     kernel = made("perceptron")[1]["params"]["blocks"]["up"]["kernel"]
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
