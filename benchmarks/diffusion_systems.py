@@ -3,6 +3,9 @@
 - thermodynamics_gaussian: S166, the Gaussian half: forty steps of a perceptron on two moons, noise levels learnt with
   the bound; and the bound of a normal law in parts with its exact denoiser.
 - dimension: S197, the score of two normal laws in 2 to 16 dimensions from 4000 points, beside a kernel density.
+- reparameterized: S229, routed decoding of a grammar; thermodynamics_binomial: S166, a heartbeat of bits; both in
+  `_discrete_systems.py`.
+- processes: S254, series at irregular times with noise that is a function, in `_function_systems.py`.
 
 A check says what should be, and whether it was so.
 
@@ -10,7 +13,9 @@ A check says what should be, and whether it was so.
 """
 
 import argparse
+import importlib
 import json
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -29,6 +34,7 @@ from jaxprob.models import diffusion
 from jaxprob.models.diffusion import networks
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 
 
 def check(rows, name, got, wanted="", held=True):
@@ -201,7 +207,22 @@ def dimension(rows):
     check(rows, "growth of the gap of a kernel density, best width", growth[3], ">= 5", growth[3] >= 5)
 
 
-PARTS = {"thermodynamics_gaussian": thermodynamics_gaussian, "dimension": dimension}
+def elsewhere(module, name):
+    """A part of another file: a function of nothing, whose "checks" are the rows."""
+
+    def part(rows):
+        rows += getattr(importlib.import_module(f"benchmarks.{module}"), name)()["checks"]
+
+    return part
+
+
+PARTS = {
+    "thermodynamics_gaussian": thermodynamics_gaussian,
+    "dimension": dimension,
+    "reparameterized": elsewhere("_discrete_systems", "reparameterized"),
+    "thermodynamics_binomial": elsewhere("_discrete_systems", "thermodynamics_binomial"),
+    "processes": elsewhere("_function_systems", "process_diffusion"),
+}
 
 
 def main():

@@ -1,7 +1,11 @@
 """Sampling, guidance and likelihood of diffusion models, and samplers of densities that are learnt diffusions."""
 
 from jaxprob.inference.diffusion._ancestral import ancestral as ancestral
+from jaxprob.inference.diffusion._controlled_monte_carlo import controlled_monte_carlo as controlled_monte_carlo
 from jaxprob.inference.diffusion._ddim import ddim as ddim
+from jaxprob.inference.diffusion._denoising_diffusion_sampler import (
+    denoising_diffusion_sampler as denoising_diffusion_sampler,
+)
 from jaxprob.inference.diffusion._discrete_solvers import remasking as remasking
 from jaxprob.inference.diffusion._discrete_solvers import tau_leaping as tau_leaping
 from jaxprob.inference.diffusion._discrete_solvers import top_k as top_k
@@ -15,8 +19,17 @@ from jaxprob.inference.diffusion._likelihood import bits_per_dimension as bits_p
 from jaxprob.inference.diffusion._likelihood import dequantize as dequantize
 from jaxprob.inference.diffusion._likelihood import log_likelihood as log_likelihood
 from jaxprob.inference.diffusion._likelihood import negative_elbo as negative_elbo
+from jaxprob.inference.diffusion._masked_sampler import masked_sampler as masked_sampler
 from jaxprob.inference.diffusion._moment_matching import above as above
 from jaxprob.inference.diffusion._moment_matching import observed as observed
+from jaxprob.inference.diffusion._neural_sampler import NeuralSampler as NeuralSampler
+from jaxprob.inference.diffusion._neural_sampler import SamplerFit as SamplerFit
+from jaxprob.inference.diffusion._neural_sampler import SamplerTrainingInfo as SamplerTrainingInfo
+from jaxprob.inference.diffusion._neural_sampler import SamplerTrainingState as SamplerTrainingState
+from jaxprob.inference.diffusion._neural_sampler import WeightedDraws as WeightedDraws
+from jaxprob.inference.diffusion._neural_sampler import fit_sampler as fit_sampler
+from jaxprob.inference.diffusion._neural_sampler import sampler_training as sampler_training
+from jaxprob.inference.diffusion._path_integral import path_integral_sampler as path_integral_sampler
 from jaxprob.inference.diffusion._probability_flow import adaptive as adaptive
 from jaxprob.inference.diffusion._probability_flow import euler as euler
 from jaxprob.inference.diffusion._probability_flow import heun as heun

@@ -99,7 +99,7 @@ def twisted(
     if not callable(log_likelihood):
         raise core.bad_type(name, "log_likelihood", core.describe(log_likelihood), "a function of an example")
     core.check_whole(name, particles=particles)
-    functions = tuple(map(core.as_partial, (denoiser, log_likelihood, log_probability)))
+    functions = tuple(core.as_partial(each) for each in (denoiser, log_likelihood, log_probability))
     resampler = smc.adaptive() if resampler is None else resampler
     key, shape = core.as_key(key, name), core.as_shape(name, shape)
     inputs = process, functions, condition, caution, resampler
