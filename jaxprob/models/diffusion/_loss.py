@@ -35,7 +35,7 @@ def loss(
       no_condition: pytree like the condition of one example, that stands for none; such as the number of classes.
       steps: train on the times 1 / steps, 2 / steps, ..., 1 of a process in discrete time; None for all times.
       coupling: `(key, examples, noise, conditions) -> noise`, an order of a batch of noise that suits the examples,
-        such as `optimal_transport()`; for Gaussian processes.
+        such as `optimal_transport()`; for Gaussian processes whose noise has one law for all examples.
 
     Returns:
       `(params, batch, key) -> scalar`; equal arguments make equal functions.
