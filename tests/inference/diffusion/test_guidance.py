@@ -175,6 +175,18 @@ def test_guidance_adds_to_the_score_in_every_prediction(x64):
         assert np.allclose(process.score(guided(x, 0.4, None), x, 0.4) - before, 3 * gradient)
 
 
+def test_guidance_with_noise_that_is_a_function(x64):
+    """In the coordinates L^-1 x the gradient is L^T g, with L the Cholesky factor in NumPy."""
+    times, gradient = np.array([0.0, 0.1, 0.4]), np.array([1.0, -2.0, 0.5])
+    process = diffusion.variance_preserving(noise=diffusion.ornstein_uhlenbeck_noise(jnp.asarray(times), 0.8))
+    factor = np.linalg.cholesky(np.exp(-np.abs(times[:, None] - times) / 0.8))
+    plain = lambda x, t, condition: process.from_clean(0.5 * x, x, t)  # noqa: E731
+    guided = sampling.guided(process, plain, lambda x, t, condition: x @ gradient)
+    x = jnp.array([0.3, -0.7, 1.0])
+    moved = process.score(guided(x, 0.4, None), x, 0.4) - process.score(plain(x, 0.4, None), x, 0.4)
+    assert np.allclose(moved, factor.T @ gradient)
+
+
 def test_classifier_free_guidance_sharpens_as_the_formula_says():
     """Of normal laws with one variance: with + (scale - 1) times the difference of means, at every time."""
     denoisers = [normal_denoiser(PROCESS, np.full(2, m), np.eye(2)) for m in (0.0, 1.0)]
@@ -189,12 +201,13 @@ def test_classifier_free_guidance_sharpens_as_the_formula_says():
 
 def test_composition_multiplies_densities():
     """Two normal densities over a base: the product's mean, for precisions that add."""
-    parts = [normal_denoiser(PROCESS, np.array([m, 0.0]), np.eye(2)) for m in (1.0, -2.0)]
+    parts = [normal_denoiser(PROCESS, np.array([m, 0.0]), np.eye(2)) for m in (1.0, -1.0)]
     base = normal_denoiser(PROCESS, np.zeros(2), np.eye(2))
     both = sampling.composed(PROCESS, parts, jnp.array([1.0, 0.5]), base)
     xs = sampling.sample(jax.random.key(6), PROCESS, both, (4000, 2), solver=sampling.ancestral(100))
-    # p_0 (p_1 / p_0) (p_2 / p_0)^(1/2) of unit variances: mean 1 - 1.
-    assert np.allclose(np.mean(xs, 0), 0.0, atol=4.4 / np.sqrt(4000) + 0.02)
+    # p_0 (p_1 / p_0) (p_2 / p_0)^(1/2) of unit variances: mean 1 - 1/2, and unit variance.
+    assert np.allclose(np.mean(xs, 0), [0.5, 0.0], atol=4.4 / np.sqrt(4000) + 0.02)
+    assert np.allclose(np.std(xs, 0), 1.0, atol=4.4 / np.sqrt(8000) + 0.03)
     logits = lambda value: lambda x, t, condition: jnp.full((*x.shape, 3), value)  # noqa: E731
     tokens = diffusion.discrete_bayesian_flow(3)
     mixed = sampling.composed(tokens, [logits(1.0), logits(2.0)], jnp.array([1.0, 2.0]))

@@ -180,6 +180,18 @@ def test_discretised_steps_and_rates_agree_with_quadrature(x64):
             assert BINS.bound_rate(output, x0, xt, t) * (t - s) == pytest.approx(exact, rel=0.01)
 
 
+def test_a_discretised_step_is_an_observation_and_bayes_rule():
+    """Of a bin that the output is sure of: mean and variance of (rho x_t + a y) / (rho + a), y ~ Normal(c, 1 / a)."""
+    t, s, xt = 0.5, 0.4, jnp.full((1,), 0.2)
+    rho, after = 36.0 ** (1 - t), 36.0 ** (1 - s)
+    keys = jax.random.split(jax.random.key(10), 20_000)
+    output = exact_bins(xt, t, None)
+    xs = np.asarray(jax.vmap(lambda key: BINS.reverse_step(key, xt, output, t, s))(keys), np.float64)
+    a, centre = after - rho, 1 / 6
+    assert abs(xs.mean() - (rho * 0.2 + a * centre) / after) < 4.4 * np.sqrt(a / 20_000) / after
+    assert xs.var() == pytest.approx(a / after**2, rel=4.4 * np.sqrt(2 / 20_000))
+
+
 def exact_bins(x, t, condition):
     """The output whose law of bins is as near as a normal law can be: here only for one bin of data."""
     share = BINS._share(t)
