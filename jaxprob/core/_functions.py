@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,17 +12,18 @@ from jax.tree_util import Partial
 from jaxprob.core._bound import Bound
 
 
-def as_partial(function: Callable[..., Any]) -> Any:
+def as_partial(function: Any) -> Any:
     """A function as a pytree: `functools.partial(apply, params)` has the arrays of `params` as leaves.
 
     Its arrays and floats are leaves; whatever else it holds (flags, names, functions) is part of the structure,
-    compared by value. A callable pytree stays as it is, and any other function is one without leaves. Two of the same
-    function, with arguments of the same shapes, share their compiled programs. It is called with positions alone.
+    compared by value. A callable pytree stays as it is, None too, and any other function is one without leaves. Two of
+    the same function, with arguments of the same shapes, share their compiled programs. It is called with positions
+    alone.
 
     >>> jax.tree.leaves(as_partial(functools.partial(print, 1.5, sep=" ")))
     [1.5]
     """
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(function)):
+    if not jax.tree_util.all_leaves([function]):
         return function
     if not isinstance(function, functools.partial):
         return Partial(function)

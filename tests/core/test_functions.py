@@ -48,5 +48,6 @@ def test_derivatives_go_through_what_it_holds():
 
 def test_plain_functions_and_pytrees_stay_what_they_are():
     assert jax.tree.leaves(core.as_partial(jnp.sin)) == []
+    assert core.as_partial(None) is None
     pytree = jax.tree_util.Partial(jnp.add, 1.0)
     assert core.as_partial(pytree) is pytree

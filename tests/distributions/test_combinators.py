@@ -112,7 +112,7 @@ def test_batch_axes_that_a_bijector_adds_get_draws_of_their_own(loc):
 def test_draws_come_with_their_log_densities(shape):
     laws = [
         d.Transformed(d.Normal(0.5, 2.0), d.Exp()),
-        d.Transformed(d.Normal(np.zeros(1), 1.0), d.Affine(jnp.arange(3.0), 2.0)),  # the bijector adds to the batch
+        d.Transformed(d.Normal(np.zeros(1), 1.0), d.Affine(jnp.arange(3.0), 2.0)),  # adds to the batch
         d.Independent(d.Normal(jnp.zeros(3), 1.0)),
         d.Gamma(jnp.ones(2), 2.0),
     ]
@@ -121,8 +121,7 @@ def test_draws_come_with_their_log_densities(shape):
         np.testing.assert_array_equal(draws, law.sample(jax.random.key(0), shape))
         assert log_prob.shape == shape + law.batch_shape
         np.testing.assert_allclose(log_prob, law.log_prob(draws), rtol=1e-5, atol=1e-5)
-    # One by hand: a log-normal density.
-    draws, log_prob = laws[0].sample_and_log_prob(jax.random.key(1), shape)
+    draws, log_prob = laws[0].sample_and_log_prob(jax.random.key(1), shape)  # one by hand: a log-normal density
     np.testing.assert_allclose(log_prob, stats.lognorm(2.0, scale=np.exp(0.5)).logpdf(draws), rtol=1e-4)
 
 
@@ -382,8 +381,7 @@ def test_counts_from_one_on():
     sd = np.sqrt(mean * (1 + exact - mean))
     assert (np.abs(np.asarray(draws, float).mean(0) - mean)[1:] / sd[1:] * np.sqrt(n) < Z).all()
 
-    # The hurdle of a negative binomial has a gradient in its concentration.
-    def exact_hurdle(r):
+    def exact_hurdle(r):  # of a negative binomial; it has a gradient in its concentration
         law = stats.nbinom(r, r / (r + 2))
         return law.logpmf(4) - np.log1p(-law.pmf(0))
 

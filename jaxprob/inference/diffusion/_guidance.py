@@ -62,10 +62,10 @@ def _guided(process: Gaussian, denoiser: Any, log_probability: Any, scale: Any, 
 def shifted(process: Gaussian, output: jax.Array, x: jax.Array, t: Any, gradient: jax.Array) -> jax.Array:
     """The output that says the score of another with a gradient with respect to x added."""
     sigma = process.scales(t)[1].astype(x.dtype)
-    return process.from_noise(process.noise_of(output, x, t) - sigma * spread(process, gradient), x, t)
+    return process.from_noise(process.noise_of(output, x, t) - sigma * correlated(process, gradient), x, t)
 
 
-def spread(process: Gaussian, gradient: jax.Array) -> jax.Array:
+def correlated(process: Gaussian, gradient: jax.Array) -> jax.Array:
     """The covariance of the noise times a vector, L L^T v."""
     transposed = jax.vjp(process.noise.shaped, gradient)[1](gradient)[0]
     return process.noise.shaped(transposed)

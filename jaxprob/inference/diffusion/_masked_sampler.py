@@ -21,7 +21,6 @@ from jaxprob.distributions.flows import Perceptron
 from jaxprob.inference.diffusion._neural_sampler import (
     NeuralSampler,
     WeightedDraws,
-    check_network,
     check_scalar,
     drawing,
     flattened,
@@ -30,6 +29,7 @@ from jaxprob.inference.diffusion._neural_sampler import (
 )
 from jaxprob.inference.vi._bounds import with_gradient_of
 from jaxprob.inference.vi._control_variates import less_the_others
+from jaxprob.models.latent._networks import check_network
 
 LOSSES = ("denoising", "relative_entropy", "log_variance", "cross_entropy")
 
@@ -205,7 +205,7 @@ def masked_sampler(
     sites, vocabulary, buffer, every, masks = (int(number) for number in (sites, vocabulary, buffer, every, masks))
     target = _read(name, log_density, sites)
     network = TokenNetwork(sites, vocabulary) if network is None else network
-    check_network(name, network)
+    check_network(name, "network", network)
     fixed = _Masked(network, sites, vocabulary)
     reuse = loss == "denoising"
     return NeuralSampler(

@@ -22,7 +22,7 @@ from jax.scipy.special import log_ndtr
 from jax.tree_util import Partial
 
 from jaxprob import core
-from jaxprob.inference.diffusion._guidance import _check_callable, check_gaussian, spread
+from jaxprob.inference.diffusion._guidance import _check_callable, check_gaussian, correlated
 from jaxprob.models.diffusion import Denoiser, Gaussian
 
 COVARIANCES = ("matched", "isotropic")
@@ -198,13 +198,13 @@ def _moments(
     alpha, sigma = (scale.astype(x.dtype) for scale in process.scales(t))
 
     def even(v: jax.Array) -> jax.Array:
-        return process._linear_guess(alpha, sigma)[1] ** 2 * spread(process, v)
+        return process._linear_guess(alpha, sigma)[1] ** 2 * correlated(process, v)
 
     if covariance == "matched":
         mean, push = jax.linearize(clean, x)
 
         def times(v: jax.Array) -> jax.Array:
-            return sigma**2 / alpha * push(spread(process, v))
+            return sigma**2 / alpha * push(correlated(process, v))
 
     else:
         mean, times = clean(x), even

@@ -95,12 +95,6 @@ class NeuralSampler:
         return Objective(self.init, self.loss)
 
 
-def check_network(function: str, network: Any) -> None:
-    """Raises a `TypeError` unless `network` has `init` and `apply`."""
-    if not (callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None))):
-        raise core.bad_type(function, "network", network, "a network with init and apply", "Such as a Linen module")
-
-
 def check_scalar(function: str, log_density: Callable[[Any], Any], position: Any) -> None:
     """Raises a `ValueError` unless a log density is one number at positions of such shapes."""
     value = jax.eval_shape(log_density, position)

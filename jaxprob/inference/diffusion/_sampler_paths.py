@@ -18,7 +18,6 @@ from jaxprob import core, scan
 from jaxprob.distributions.flows import Perceptron
 from jaxprob.inference.diffusion._neural_sampler import (
     NeuralSampler,
-    check_network,
     check_scalar,
     drawing,
     log_variance,
@@ -26,6 +25,7 @@ from jaxprob.inference.diffusion._neural_sampler import (
 )
 from jaxprob.inference.vi._layout import Layout
 from jaxprob.inference.vi._objective import read_target
+from jaxprob.models.latent._networks import check_network
 
 LOSSES = ("reverse_kl", "log_variance")
 LARGEST_GRADIENT = 100.0  # norm, of what a network or a drift is given
@@ -170,7 +170,7 @@ def of_paths(
     core.check_whole(function, least=2, paths=paths)
     core.check_positive(function, scale=scale)
     network = ControlNetwork() if network is None else network
-    check_network(function, network)
+    check_network(function, "network", network)
     read = read_target(function, target, initial)
     position = jax.eval_shape(read.initial, jax.random.key(0))
     layout = Layout.of(position)

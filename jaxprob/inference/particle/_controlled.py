@@ -22,7 +22,7 @@ from jaxprob import core, scan
 from jaxprob.distributions import Distribution, Independent, MultivariateNormal, Normal
 from jaxprob.inference import smc
 from jaxprob.inference.kalman import _conditional as conditional
-from jaxprob.inference.particle._filter import Filtered, as_argument, moments
+from jaxprob.inference.particle._filter import Filtered, moments
 from jaxprob.inference.particle._model import Datum, Laws, Model, as_data, laws_of
 
 NAME = "particle.controlled"
@@ -97,7 +97,7 @@ def controlled(
     laws = laws_of(NAME, model)
     if len(laws.state.shape) > 1 or not jnp.issubdtype(laws.state.dtype, jnp.floating):
         raise core.bad_value(NAME, "model", f"one of states {laws.state}", "real states of shape () or (n,)")
-    return _controlled(key, laws, data, as_argument(resampler), particles, iterations)
+    return _controlled(key, laws, data, core.as_partial(resampler), particles, iterations)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))

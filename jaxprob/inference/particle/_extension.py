@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core
-from jaxprob.inference.particle._filter import as_argument
 from jaxprob.inference.particle._generator import LanguageModel, Potential, Sampler
 from jaxprob.inference.smc import FeynmanKac
 
@@ -76,7 +75,7 @@ def as_program(
     elif potential is not None:
         potential = _function(name, "potential", potential)
     if callable(end):
-        end = as_argument(end)
+        end = core.as_partial(end)
     elif end is not None:
         if jnp.shape(end) or not jnp.issubdtype(jnp.result_type(end), jnp.integer):
             raise core.bad_value(name, "end", end, "a token, or a function of an element")
@@ -88,14 +87,14 @@ def as_program(
     if proposal is not None and not optimal and not callable(proposal):
         wanted = f"None, {OPTIMAL!r} or a function (state, log_probabilities) -> logits"
         raise core.bad_value(name, "proposal", proposal, wanted)
-    proposal = None if optimal or proposal is None else as_argument(proposal)
+    proposal = None if optimal or proposal is None else core.as_partial(proposal)
     return Program(generator, potential, proposal, end, inverse_temperature, optimal)
 
 
 def _function(name: str, argument: str, value: Any) -> Any:
     if not callable(value):
         raise core.bad_type(name, argument, value, "a function")
-    return as_argument(value)
+    return core.as_partial(value)
 
 
 def root(program: Program) -> Branch:

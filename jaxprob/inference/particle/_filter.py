@@ -136,7 +136,7 @@ def log_likelihood(
     core.check_whole(name, particles=particles)
     data = as_data(name, model, ys, missing)
     program = feynman_kac(model, proposal, look_ahead=look_ahead)
-    return _total(key, program, data, as_argument(resampler), particles, chunk)
+    return _total(key, program, data, core.as_partial(resampler), particles, chunk)
 
 
 def run(
@@ -161,13 +161,7 @@ def run(
       chunk: as for `filter`.
       particle_of: `population -> (mean, variance)` of a time; those of the particles by default.
     """
-    return _run(key, program, data, as_argument(resampler), particles, keep, chunk, particle_of or moments)
-
-
-def as_argument(resampler: Any) -> Any:
-    """A resampler that a program may be called with: a function with nothing to trace is a `Partial`."""
-    leaves = jax.tree.leaves(resampler)
-    return jax.tree_util.Partial(resampler) if len(leaves) == 1 and leaves[0] is resampler else resampler
+    return _run(key, program, data, core.as_partial(resampler), particles, keep, chunk, particle_of or moments)
 
 
 def moments(population: smc.Population) -> tuple[Any, Any]:

@@ -22,7 +22,6 @@ from jaxprob import core, scan
 from jaxprob.inference import smc
 from jaxprob.inference.particle import _extension as extension
 from jaxprob.inference.particle._extension import Branch, Program
-from jaxprob.inference.particle._filter import as_argument
 from jaxprob.inference.particle._genealogy import trace
 from jaxprob.inference.particle._generator import LanguageModel, Potential, Sampler
 
@@ -117,7 +116,7 @@ def generate(
     key = core.as_key(key, name)
     core.check_whole(name, length=length, particles=particles)
     program = extension.as_program(name, generator, potential, end, proposal)
-    return _generate(key, program, as_argument(resampler), length, particles)
+    return _generate(key, program, core.as_partial(resampler), length, particles)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.distributions import Categorical, Distribution
-from jaxprob.inference.particle._filter import as_argument
 
 if TYPE_CHECKING:  # sequence networks take a while to import
     from jaxprob.models.sequence import AutoregressiveModel, AutoregressiveState
@@ -168,8 +167,8 @@ def prefix_potential(
         if not callable(function) and not (function is None and callable(log_potential or final)):
             raise core.bad_type(name, argument, function, "a function of all elements and their number")
     buffer = jax.tree.map(lambda leaf: jnp.zeros((length, *jnp.shape(leaf)), jnp.result_type(leaf)), like)
-    of_step = None if log_potential is None else as_argument(log_potential)
-    return Potential((buffer, jnp.int32(0)), _Append(of_step), None if final is None else _Whole(as_argument(final)))
+    of_step, of_whole = core.as_partial(log_potential), core.as_partial(final)
+    return Potential((buffer, jnp.int32(0)), _Append(of_step), None if final is None else _Whole(of_whole))
 
 
 @core.pytree

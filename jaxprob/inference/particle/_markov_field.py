@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxprob import core
-from jaxprob.inference.particle._filter import as_argument
 
 OPTIONAL = ("transition", "sample_conditional", "log_conditional", "log_initial", "log_transition")
 
@@ -71,7 +70,7 @@ class MarkovField:
             function = getattr(self, argument)
             if not callable(function) and not (argument in OPTIONAL and function is None):
                 raise core.bad_type(name, argument, function, "a function")
-            object.__setattr__(self, argument, as_argument(function))
+            object.__setattr__(self, argument, core.as_partial(function))
         if self.sample_conditional is not None:
             needed = ["log_initial"] if self.transition is None else ["log_initial", "log_transition"]
             for argument in needed:

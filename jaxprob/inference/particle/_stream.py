@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.inference import smc
-from jaxprob.inference.particle._filter import as_argument, moments
+from jaxprob.inference.particle._filter import moments
 from jaxprob.inference.particle._model import Model, as_datum, feynman_kac
 
 
@@ -104,7 +104,7 @@ def step(
         raise core.bad_type("particle.step", "state", state, "a state from particle.init or particle.step")
     datum = as_datum("particle.step", model, y, state.particles.time + 1, missing)
     program = feynman_kac(model, proposal, look_ahead=look_ahead)
-    return _step(core.as_key(key, "particle.step"), program, state, datum, as_argument(resampler))
+    return _step(core.as_key(key, "particle.step"), program, state, datum, core.as_partial(resampler))
 
 
 @functools.partial(jax.jit, static_argnums=3)

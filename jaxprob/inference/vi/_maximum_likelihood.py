@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxprob import core
-from jaxprob.inference.vi._objective import Objective, _at, _call, _function
+from jaxprob.inference.vi._objective import Objective, _at, _call
 
 NAME = "maximum_likelihood"
 
@@ -42,7 +42,7 @@ def maximum_likelihood(start: Any | Callable[[core.Key], Any]) -> Objective:
     if hasattr(start, "log_prob"):
         init = Partial(_at, jax.tree.map(jnp.asarray, start))
     elif callable(start):
-        init = Partial(_call, _function(start))
+        init = Partial(_call, core.as_partial(start))
     else:
         raise core.bad_type(NAME, "start", start, "a flow, a guide or a function of a key that makes one")
     return Objective(init, Partial(_loss))

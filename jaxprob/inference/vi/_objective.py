@@ -57,18 +57,12 @@ def read_target(function: str, target: Any, initial: Any) -> Target:
     if posterior and jax.tree_util.treedef_is_leaf(jax.tree.structure(target)):
         target = target.log_density  # an object that is no pytree, and so a constant
         posterior = False
-    log_density = Partial(_of_posterior, target) if posterior else Partial(_of_function, _function(target))
+    log_density = Partial(_of_posterior, target) if posterior else Partial(_of_function, core.as_partial(target))
     if draw is None:
         start = Partial(_at, jax.tree.map(jnp.asarray, position))
     else:
-        start = Partial(_draw_of, target) if posterior and initial is None else Partial(_call, _function(draw))
+        start = Partial(_draw_of, target) if posterior and initial is None else Partial(_call, core.as_partial(draw))
     return Target(log_density, start)
-
-
-def _function(function: Callable[..., Any]) -> Any:
-    """A function as a pytree: one that is one stays as it is."""
-    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
-    return Partial(function) if is_leaf else function
 
 
 def _of_posterior(posterior: Any, position: Any, batch: Any) -> jax.Array:

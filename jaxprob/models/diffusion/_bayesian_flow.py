@@ -19,13 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprob import core
 from jaxprob.models.diffusion._gaussian import Gaussian, _gaussian
 from jaxprob.models.diffusion._noise import White
 from jaxprob.models.diffusion._process import Denoiser, NoisingProcess, check_time
 from jaxprob.models.diffusion._schedules import Schedule
+from jaxprob.models.diffusion._tokens import check_tokens
 
 MARGIN = 1e-5  # the time at which the belief about numbers begins, which knows nothing at 0
 
@@ -161,7 +161,7 @@ class DiscreteBayesianFlow(NoisingProcess):
         return jax.random.categorical(key, output)
 
     def check_data(self, function: str, x0: Any) -> None:
-        _check_tokens(function, x0, self.vocabulary)
+        check_tokens(function, x0, self.vocabulary)
 
 
 def discrete_bayesian_flow(
@@ -288,7 +288,7 @@ class DiscretizedBayesianFlow(NoisingProcess):
         return jax.random.categorical(key, self.log_probs(output, x, 0.0))
 
     def check_data(self, function: str, x0: Any) -> None:
-        _check_tokens(function, x0, self.bins)
+        check_tokens(function, x0, self.bins)
 
 
 def discretized_bayesian_flow(bins: int, smallest: float | None = None) -> DiscretizedBayesianFlow:
@@ -332,14 +332,3 @@ def _needed(method: str, key: core.Key | None, *others: Any) -> core.Key:
     if key is None or any(other is None for other in others):
         raise core.bad_value(method, "key", None, "a key and a denoiser", "Bayesian flows estimate this from a draw")
     return key
-
-
-def _check_tokens(function: str, x0: Any, vocabulary: int) -> None:
-    dtype = jnp.result_type(x0)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise core.bad_type(function, "data", f"of dtype {dtype}", f"whole numbers below {vocabulary}")
-    if not isinstance(x0, jax.core.Tracer):
-        values = np.asarray(x0)
-        if values.size and (values.min() < 0 or values.max() >= vocabulary):
-            got = f"between {values.min()} and {values.max()}"
-            raise core.bad_value(function, "data", got, f"whole numbers from 0 to {vocabulary - 1}")

@@ -32,27 +32,27 @@ class NoisingProcess:
 
     def corrupt(self, key: core.Key, x0: Any, t: Any) -> Any:
         """A draw of x_t given x_0."""
-        raise NotImplementedError
+        raise self._lacking("corrupt")
 
     def target(self, x0: Any, xt: Any, t: Any) -> Any:
         """What the best denoiser's output is the expectation of (or whose law it is), given x_t."""
-        raise NotImplementedError
+        raise self._lacking("target")
 
     def weight(self, t: Any) -> jax.Array:
         """What the loss at a time is multiplied by, ()."""
-        raise NotImplementedError
+        raise self._lacking("weight")
 
     def loss(self, output: Any, x0: Any, xt: Any, t: Any) -> jax.Array:
         """The training loss of one example at one time, (): `weight(t)` times a distance from the target."""
-        raise NotImplementedError
+        raise self._lacking("loss")
 
     def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any) -> Any:
         """A draw of x_s given x_t from the model: the process's own reverse transition for what the denoiser says."""
-        raise NotImplementedError
+        raise self._lacking("reverse_step")
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> Any:
         """A draw of x_1 for an example of a shape, from a law that knows no data."""
-        raise NotImplementedError
+        raise self._lacking("sample_prior")
 
     def finish(self, key: core.Key, x: Any, denoiser: Denoiser, condition: Any) -> Any:
         """An example from a draw of x at time 0."""
@@ -63,11 +63,11 @@ class NoisingProcess:
 
         Where there is no formula, an unbiased estimate of it, which needs a key.
         """
-        raise NotImplementedError
+        raise self._lacking("step_divergence")
 
     def bound_rate(self, output: Any, x0: Any, xt: Any, t: Any) -> jax.Array:
         """The limit of `step_divergence / (t - s)`, (): its integral over times is the bound in continuous time."""
-        raise NotImplementedError
+        raise self._lacking("bound_rate")
 
     def bound_ends(
         self, x0: Any, key: core.Key | None = None, denoise: Callable[[Any, Any], jax.Array] | None = None
@@ -76,7 +76,12 @@ class NoisingProcess:
 
         Processes whose last step asks the denoiser need `denoise`, `(x, t) -> output`, and a key.
         """
-        raise NotImplementedError
+        raise self._lacking("bound_ends")
+
+    def _lacking(self, method: str) -> TypeError:
+        """What a method raises that a process does not have."""
+        todo = "variance_preserving() has all of them"
+        return core.bad_type(type(self).__name__, method, "not there", "a process that has it", todo)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a denoiser's output for an example of a shape."""

@@ -68,15 +68,7 @@ class TokenProcess(NoisingProcess):
         return (*shape, self.vocabulary)
 
     def check_data(self, function: str, x0: Any) -> None:
-        if not jnp.issubdtype(jnp.asarray(x0).dtype, jnp.integer):
-            raise core.bad_type(function, "x0", core.describe(x0), "tokens, of an integer dtype")
-        if isinstance(x0, jax.core.Tracer):
-            return
-        values = np.asarray(x0)
-        outside = values[(values < 0) | (values >= self.vocabulary)]
-        if outside.size:
-            expected = f"tokens from 0 to {self.vocabulary - 1}"
-            raise core.bad_value(function, "x0", f"tokens with {outside.ravel()[0]} among them", expected)
+        check_tokens(function, x0, self.vocabulary)
 
     def check_pair(self, function: str, x0: Any, xt: Any, t: Any) -> None:
         """Raises a one-line `ValueError` if all are known and x_0 cannot have become x_t by time t."""
@@ -91,6 +83,19 @@ class TokenProcess(NoisingProcess):
             place = tuple(int(i) for i in np.argwhere(impossible)[0])
             got = f"impossible after x0 at time {t}, first at {place}"
             raise core.bad_value(function, "xt", got, "a state that x0 can have become", "corrupt() draws one")
+
+
+def check_tokens(function: str, x0: Any, vocabulary: int) -> None:
+    """Raises a one-line error unless they are whole numbers below a vocabulary, as far as they are known."""
+    if not jnp.issubdtype(jnp.asarray(x0).dtype, jnp.integer):
+        raise core.bad_type(function, "x0", core.describe(x0), "tokens, of an integer dtype")
+    if isinstance(x0, jax.core.Tracer):
+        return
+    values = np.asarray(x0)
+    outside = values[(values < 0) | (values >= vocabulary)]
+    if outside.size:
+        expected = f"tokens from 0 to {vocabulary - 1}"
+        raise core.bad_value(function, "x0", f"tokens with {outside.ravel()[0]} among them", expected)
 
 
 def check_vocabulary(function: str, vocabulary: Any) -> None:

@@ -258,8 +258,14 @@ def test_losses_train(x64):
         (lambda: diffusion.discrete_bayesian_flow(3, inputs="x"), "inputs is 'x'; expected 'probabilities' or"),
         (lambda: diffusion.discretized_bayesian_flow(0), "bins is 0; expected a whole number, 2 or more"),
         (lambda: diffusion.bayesian_flow(1.5), "smallest is 1.5; expected a standard deviation below 1"),
-        (lambda: TOKENS.check_data("f", jnp.array([0, 3])), "f: data is between 0 and 3; expected whole numbers"),
-        (lambda: TOKENS.check_data("f", jnp.array([0.5])), "f: data is of dtype float32; expected whole numbers"),
+        (
+            lambda: TOKENS.check_data("f", jnp.array([0, 3])),
+            "f: x0 is tokens with 3 among them; expected",
+        ),
+        (
+            lambda: TOKENS.check_data("f", jnp.array([0.5])),
+            "f: x0 is a float32 array of shape (1,); expected tokens, of an integer dtype",
+        ),
         (lambda: TOKENS.corrupt(jax.random.key(0), jnp.array([0]), 1.5), "corrupt: t is 1.5; expected a time from 0"),
         (lambda: TOKENS.step_divergence(jnp.zeros((1, 3)), 0, jnp.zeros((1, 3)), 0.5, 0.4), "key is None; expected"),
         (

@@ -174,6 +174,16 @@ def test_precision_is_kept(x64):
         assert process.sample_prior(jax.random.key(0), (3,), dtype).dtype == dtype
 
 
+def test_a_bound_that_is_not_there_is_told_in_one_line():
+    process, x = stochastic_interpolant(), jnp.zeros(2)
+    expected = "StochasticInterpolant: bound_ends is not there; expected a process that has it."
+    with pytest.raises(TypeError, match=expected) as caught:
+        process.bound_ends(x)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TypeError, match=expected):
+        samplers.negative_elbo(jax.random.key(0), process, lambda x, t, c: jnp.zeros((2, 2)), jnp.zeros((3, 2)))
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [
