@@ -34,11 +34,13 @@ sys.path.insert(0, str(HERE.parent))
 
 from jaxprob import scan  # noqa: E402
 from jaxprob.inference import smc  # noqa: E402
-from jaxprob.inference.diffusion._controlled_monte_carlo import controlled_monte_carlo  # noqa: E402
-from jaxprob.inference.diffusion._denoising_diffusion_sampler import denoising_diffusion_sampler  # noqa: E402
-from jaxprob.inference.diffusion._masked_sampler import masked_sampler  # noqa: E402
-from jaxprob.inference.diffusion._neural_sampler import fit_sampler  # noqa: E402
-from jaxprob.inference.diffusion._path_integral import path_integral_sampler  # noqa: E402
+from jaxprob.inference.diffusion import (  # noqa: E402
+    controlled_monte_carlo,
+    denoising_diffusion_sampler,
+    fit_sampler,
+    masked_sampler,
+    path_integral_sampler,
+)
 
 SIDE, BUFFER, EVERY, TRAINING = 4, 256, 4, 2000
 PUBLISHED = {0.28: 12.53066745, 0.4407: 15.52224629, 0.6: 20.05653288}

@@ -20,6 +20,7 @@ import numpy as np
 from jaxprob import core, scan
 from jaxprob.inference.diffusion._probability_flow import flow_slope, spread
 from jaxprob.inference.diffusion._runge_kutta import controlled_steps, fixed_steps
+from jaxprob.inference.diffusion._solver import check_each
 from jaxprob.models.diffusion import Denoiser, Gaussian, NoisingProcess, White
 from jaxprob.models.diffusion._process import check_process
 
@@ -62,10 +63,7 @@ def _check(name: str, process: Any, denoiser: Any, x: Any, condition: Any) -> in
     if jnp.ndim(x) < 1 or jnp.shape(x)[0] < 1:
         raise core.bad_value(name, "x", f"of shape {jnp.shape(x)}", "(example, *shape), with one example or more")
     count = jnp.shape(x)[0]
-    for leaf in jax.tree.leaves(condition):
-        if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != count:
-            got = f"of shape {jnp.shape(leaf)}"
-            raise core.bad_value(name, "condition", got, f"one for each of {count} examples, leading")
+    check_each(name, "condition", condition, count, "examples")
     process.check_data(name, x)
     return count
 

@@ -227,7 +227,7 @@ def sampler_training(sampler: NeuralSampler, optimizer: optax.GradientTransforma
     Raises:
       TypeError: if `sampler` or `optimizer` is none.
 
-    >>> from jaxprob.inference.diffusion._denoising_diffusion_sampler import denoising_diffusion_sampler
+    >>> from jaxprob.inference.diffusion import denoising_diffusion_sampler
     >>> sampler = denoising_diffusion_sampler(lambda x: -0.5 * x**2, initial=jnp.zeros(()), steps=4)
     >>> init, step = sampler_training(sampler)
     >>> state, info = step(jax.random.key(0), init(sampler.init(jax.random.key(1)), jax.random.key(2)))
@@ -325,7 +325,7 @@ def fit_sampler(
     Raises:
       ValueError: for steps below 1, or if the target is not finite at any draw of the start, or is NaN at one.
 
-    >>> from jaxprob.inference.diffusion._masked_sampler import masked_sampler
+    >>> from jaxprob.inference.diffusion import masked_sampler
     >>> sampler = masked_sampler(lambda x: jnp.where(x.sum() == 2, 2.0, 0.0), 2, 2)
     >>> found = fit_sampler(sampler, jax.random.key(0), steps=100, optimizer=optax.adam(1e-2))
     >>> draws = sampler.draw(jax.random.key(1), found.params, 1000)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxprob import core, scan
 from jaxprob.inference.diffusion._ancestral import ancestral
-from jaxprob.inference.diffusion._solver import Solver
+from jaxprob.inference.diffusion._solver import Solver, check_each
 from jaxprob.models.diffusion import Denoiser, NoisingProcess
 from jaxprob.models.diffusion._process import check_process
 
@@ -71,10 +71,7 @@ def sample(
     if len(shape) < 1 or shape[0] < 1:
         raise core.bad_value(name, "shape", f"{shape}", "(sample, *example), with one sample or more")
     for argument, given in (("condition", condition), ("start", start)):
-        for leaf in jax.tree.leaves(given):
-            if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != shape[0]:
-                got = f"of shape {jnp.shape(leaf)}"
-                raise core.bad_value(name, argument, got, f"one for each of {shape[0]} samples, leading")
+        check_each(name, argument, given, shape[0], "samples")
     if chunk is not None:
         core.check_whole(name, chunk=chunk)
     process = process if isinstance(process, NoisingProcess) else core.as_partial(process)

@@ -20,6 +20,14 @@ from jaxprob.models.diffusion._gaussian import Gaussian
 GRIDS = ("time", "log_ratio", "karras")
 
 
+def check_each(function: str, argument: str, value: Any, count: int, what: str) -> None:
+    """Raises a `ValueError` unless every leaf has a leading axis with one entry for each of so many."""
+    for leaf in jax.tree.leaves(value):
+        if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != count:
+            got = f"of shape {jnp.shape(leaf)}"
+            raise core.bad_value(function, argument, got, f"one for each of {count} {what}, leading")
+
+
 class DiffusionState(NamedTuple):
     """An example on its way from noise to data.
 

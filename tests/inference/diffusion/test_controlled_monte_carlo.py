@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprob.inference.diffusion._controlled_monte_carlo import controlled_monte_carlo
+from jaxprob.inference.diffusion import controlled_monte_carlo
 from tests.inference.diffusion._densities import CENTER, LOG_Z, MEAN, SCALE, VARIANCE, Control, gap, log_density
 
 OPTIONS = {"initial": jnp.asarray(CENTER, jnp.float32), "scale": SCALE}

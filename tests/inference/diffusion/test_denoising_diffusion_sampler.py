@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxprob.inference.diffusion._denoising_diffusion_sampler import denoising_diffusion_sampler
+from jaxprob.inference.diffusion import denoising_diffusion_sampler
 from tests.inference.diffusion._densities import CENTER, LOG_Z, MEAN, SCALE, VARIANCE, ZERO, Control, gap, log_density
 
 OPTIONS = {"initial": jnp.asarray(CENTER, jnp.float32), "scale": SCALE}

@@ -12,8 +12,7 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from jaxprob import learning
-from jaxprob.inference.diffusion._masked_sampler import masked_sampler
-from jaxprob.inference.diffusion._neural_sampler import WeightedDraws, fit_sampler, sampler_training
+from jaxprob.inference.diffusion import WeightedDraws, fit_sampler, masked_sampler, sampler_training
 
 SITES, VALUES = 3, 2
 STATES = np.array(list(itertools.product(range(VALUES), repeat=SITES)))

@@ -10,10 +10,14 @@ import pytest
 
 from jaxprob import distributions, learning, models, runtime
 from jaxprob.inference import vi
-from jaxprob.inference.diffusion._controlled_monte_carlo import controlled_monte_carlo
-from jaxprob.inference.diffusion._denoising_diffusion_sampler import denoising_diffusion_sampler
-from jaxprob.inference.diffusion._neural_sampler import WeightedDraws, fit_sampler, sampler_training
-from jaxprob.inference.diffusion._path_integral import path_integral_sampler
+from jaxprob.inference.diffusion import (
+    WeightedDraws,
+    controlled_monte_carlo,
+    denoising_diffusion_sampler,
+    fit_sampler,
+    path_integral_sampler,
+    sampler_training,
+)
 from tests.inference.diffusion._densities import CENTER, LOG_Z, MEAN, SCALE, VARIANCE, Linear, log_density
 
 FACTORIES = {

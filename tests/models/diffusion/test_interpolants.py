@@ -7,7 +7,7 @@ import pytest
 
 from jaxprob.inference import diffusion as samplers
 from jaxprob.models import diffusion
-from jaxprob.models.diffusion._interpolants import Endpoints, Interpolated, stochastic_interpolant
+from jaxprob.models.diffusion import Endpoints, Interpolated, stochastic_interpolant
 
 PATHS = ("linear", "trigonometric", "encoder_decoder")
 # Of data and of the source, in two dimensions.
