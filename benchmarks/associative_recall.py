@@ -6,12 +6,22 @@ all values of a key alike; one that corrects itself holds the last. Two residual
 with the same short convolution, trained on fresh sequences for the same number of steps; accuracy is that on sequences
 that were not trained on. Chance is one in the number of values.
 
+With `--length` the questions come at random places of what is left of a sequence of that length, with an idle token in
+between. That is for the two forms of linear attention without a norm: what is read from the sums of keys and values is
+divided by the sum of the weights (`divided_by_weights`, the usual form), or by a number that the input alone gives
+(`divided_by_input`). States are equal.
+
     python benchmarks/associative_recall.py [--steps 600] [--seeds 1] [--keys 4] [--writes 3] [--cores NAME ...]
+    python benchmarks/associative_recall.py --keys 8 --writes 1 --length 64 --steps 1500 --seeds 3 \
+      --cores divided_by_weights divided_by_input --out benchmarks/results/multi_query_recall.json
 
 Cores measured earlier on the same task stay in the file.
+
+Source of the forms: Sieber et al. (2024), "Understanding the differences in foundation models", sections 3.2 and 4.2.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -19,6 +29,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -28,11 +39,38 @@ from jaxprob.models import sequence
 
 HERE = Path(__file__).resolve().parent
 KEYS, VALUES = 16, 8
+IDLE = KEYS + VALUES
+
+Memory = type(sequence.gated_linear_attention(4)).__base__
+
+
+class Divided(Memory):
+    """Linear attention of positive features, divided, and with no norm that would divide it once more."""
+
+    by_input: bool = False
+
+    def setup(self):
+        super().setup()
+        self.norm = lambda ys: ys
+        if self.by_input:
+            self.divisor = nn.Dense(self.heads)
+
+    def recur(self, xs, queries, keys, values, memory, reset, method):
+        queries, keys = jax.nn.elu(queries) + 1, jax.nn.elu(keys) + 1
+        attend = functools.partial(sequence.linear_attention, reset=reset, chunk=self.chunk, method=method)
+        ys, memory = attend(queries, keys, values, None, memory)
+        if self.by_input:
+            return ys * jnp.exp(-self.divisor(xs))[..., None], memory
+        weights, _ = attend(queries, keys, jnp.ones((*keys.shape[:2], 1)))
+        return ys / weights, memory
 
 
 def cores(width, heads):
     share = {"heads": heads, "convolution": 4, "chunk": 32}
+    size = {"key_width": width // heads, "value_width": width // heads}
     return {
+        "divided_by_weights": Divided(width, gate=False, **size, **share),
+        "divided_by_input": Divided(width, gate=False, by_input=True, **size, **share),
         "gated_delta_net": sequence.gated_delta_net(width, **share),
         "delta_net": sequence.gated_delta_net(width, gate=False, **share),
         "gated_linear_attention": sequence.gated_linear_attention(width, **share),
@@ -42,8 +80,8 @@ def cores(width, heads):
     }
 
 
-def problem(key, keys, writes):
-    """Tokens: key, value, key, value, ..., then the keys; and the values that answer them."""
+def problem(key, keys, writes, length=None):
+    """Tokens: key, value, key, value, ..., then the keys; the places of these; and the values that answer them."""
     for_keys, for_values, for_order = jax.random.split(key, 3)
     chosen = jax.random.choice(for_keys, KEYS, (keys,), replace=False)
     # Each value once for a key, so that none of the old ones is right by chance.
@@ -53,24 +91,27 @@ def problem(key, keys, writes):
     last = jax.vmap(lambda one: jnp.max(jnp.where(which == one, time, -1)))(jnp.arange(keys))
     shown = values.reshape(-1)[order]
     pairs = jnp.stack([chosen[which], KEYS + shown], 1).reshape(-1)
-    return jnp.concatenate([pairs, chosen]), shown[last]
+    rest = keys if length is None else length - len(pairs)
+    free = jax.random.choice(jax.random.fold_in(for_order, 1), rest, (keys,), replace=False) if length else time[:keys]
+    asked = jnp.full(rest, IDLE).at[free].set(chosen)
+    return jnp.concatenate([pairs, asked]), len(pairs) + free, shown[last]
 
 
-def train(core, keys, writes, steps, batch, rate, seed):
-    net = sequence.stack(core, depth=2, output=VALUES, vocabulary=KEYS + VALUES)
+def train(core, keys, writes, length, steps, batch, rate, seed):
+    net = sequence.stack(core, depth=2, output=VALUES, vocabulary=KEYS + VALUES + (length is not None))
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps))
     )
 
-    def logits(params, tokens):
-        return jax.vmap(lambda xs: net.apply(params, xs)[0][-keys:])(tokens)
+    def logits(params, tokens, places):
+        return jax.vmap(lambda xs, places: net.apply(params, xs)[0][places])(tokens, places)
 
     def batches(key, number):
-        return jax.vmap(lambda key: problem(key, keys, writes))(jax.random.split(key, number))
+        return jax.vmap(lambda key: problem(key, keys, writes, length))(jax.random.split(key, number))
 
     def loss(params, key):
-        tokens, answers = batches(key, batch)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, tokens), answers))
+        tokens, places, answers = batches(key, batch)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, tokens, places), answers))
 
     def step(carry, key):
         params, state = carry
@@ -79,14 +120,14 @@ def train(core, keys, writes, steps, batch, rate, seed):
         return (optax.apply_updates(params, updates), state), value
 
     for_init, for_steps, for_test = jax.random.split(jax.random.key(seed), 3)
-    params = jax.jit(net.init)(for_init, problem(for_init, keys, writes)[0])
+    params = jax.jit(net.init)(for_init, problem(for_init, keys, writes, length)[0])
     run = jax.jit(lambda carry, keys: scan.scan(step, carry, keys))
     started, carry, losses = time.perf_counter(), (params, optimizer.init(params)), []
     for each in jax.random.split(for_steps, steps).reshape(-1, min(100, steps)):
         carry, values = run(carry, each)
         losses.append(round(float(values.mean()), 3))
-    tokens, answers = batches(for_test, 1000)
-    right = jnp.argmax(jax.jit(logits)(carry[0], tokens), -1) == answers
+    tokens, places, answers = batches(for_test, 1000)
+    right = jnp.argmax(jax.jit(logits)(carry[0], tokens, places), -1) == answers
     return {
         "accuracy": float(right.mean()),
         "loss_of_100_steps": losses,
@@ -101,6 +142,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--writes", type=int, default=3)
+    parser.add_argument("--length", type=int, help="of a sequence; by default the questions follow at once")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-2)
@@ -110,9 +152,10 @@ def main():
     args = parser.parse_args()
     found = cores(args.width, args.heads)
     rows = {}
-    for name in args.cores or found:
+    usual = [name for name in found if not name.startswith("divided")]
+    for name in args.cores or usual:
         rows[name] = [
-            train(found[name], args.keys, args.writes, args.steps, args.batch, args.rate, seed)
+            train(found[name], args.keys, args.writes, args.length, args.steps, args.batch, args.rate, seed)
             for seed in range(args.seeds)
         ]
         print(name, json.dumps(rows[name]), flush=True)
@@ -121,7 +164,8 @@ def main():
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
         "task": {"known_keys": KEYS, "values": VALUES, "chance": 1 / VALUES}
-        | {name: getattr(args, name) for name in ("keys", "writes", "width", "heads", "steps", "batch", "rate")},
+        | {name: getattr(args, name) for name in ("keys", "writes", "width", "heads", "steps", "batch", "rate")}
+        | ({} if args.length is None else {"length": args.length}),
         "cores": rows,
     }
     before = json.loads(args.out.read_text()) if args.out.exists() else {}

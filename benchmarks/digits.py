@@ -3,6 +3,8 @@
 Each core in a stack of residual blocks, averaged over time; AdamW, a smaller rate and no decay for the parameters of
 the states' dynamics. A quarter of the images is kept for the test.
 
+Rows of digits: the same images, one row of eight pixels at a time; Aaren beside causal attention of equal width.
+
 Delayed copy: of 1,024 random tokens of eight, each is to be said again 256 steps later; one layer of S4D with the
 imaginary parts of its eigenvalues begun linearly, as those of HiPPO-LegS, and at random. New sequences in the test.
 
@@ -34,6 +36,10 @@ CORES = {
     "s5": lambda: sequence.s5(WIDTH, state=64, step_min=1e-2, step_max=1e-1),
     "lru": lambda: sequence.lru(WIDTH, state=64, radius_min=0.8, radius_max=0.99),
 }
+ROWS = {
+    "aaren": lambda: sequence.aaren(WIDTH, heads=4),
+    "attention": lambda: sequence.attention(WIDTH, heads=4, context=8),
+}
 
 
 def digits(seed=0):
@@ -49,19 +55,21 @@ def network(core):
     return sequence.stack(core, depth=DEPTH, output=CLASSES, pool="mean", dropout=0.1)
 
 
-def optimizer(steps, rate, weight_decay):
-    """AdamW with warm-up and cosine, and a quarter of the rate for the states' dynamics."""
+def optimizer(steps, rate, weight_decay, dynamics=True):
+    """AdamW with warm-up and cosine, and a quarter of the rate for the states' dynamics where there are any."""
 
     def schedule(peak):
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
     slow = optax.adam(schedule(rate / 4))
-    return learning.by_path({"*decay_*": slow}, default=optax.adamw(schedule(rate), weight_decay=weight_decay))
+    return learning.by_path(
+        {"*decay_*": slow} if dynamics else {}, default=optax.adamw(schedule(rate), weight_decay=weight_decay)
+    )
 
 
-def task_of(net, steps):
+def task_of(net, steps, shape, dynamics):
     def init(key):
-        return net.init(key, jnp.zeros((64, 1)))
+        return net.init(key, jnp.zeros(shape))
 
     def loss(params, batch, key):
         images, labels = batch
@@ -72,14 +80,15 @@ def task_of(net, steps):
         found = jax.vmap(logits)(images, jax.random.split(key, len(images)))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
 
-    return learning.Task(init, loss, optimizer(steps, 4e-3, 0.05))
+    return learning.Task(init, loss, optimizer(steps, 4e-3, 0.05, dynamics))
 
 
 def train(core, images, labels, epochs, seed):
     """Parameters, the network, and seconds of compilation and of the rest."""
     net = network(core)
+    dynamics = not any(isinstance(core, type(make())) for make in ROWS.values())
     data = learning.data.arrays((images, labels), BATCH, seed=seed)
-    task = task_of(net, epochs * data.num_batches)
+    task = task_of(net, epochs * data.num_batches, images.shape[1:], dynamics)
     init, step = learning.training(task)
     start, key = jax.random.split(jax.random.key(seed))
 
@@ -159,21 +168,25 @@ def main():
     parser.add_argument("--cores", nargs="*", default=list(CORES))
     parser.add_argument("--out", default=HERE / "results" / "digits.json", type=Path)
     args = parser.parse_args()
-    rows = []
-    for name in args.cores:
-        for seed in range(args.seeds):
-            (images, labels), test = digits(seed)
-            net, params, row = train(CORES[name](), images, labels, args.epochs, seed)
-            row = {"core": name, "seed": seed, "epochs": args.epochs, "accuracy": accuracy(net, params, *test), **row}
-            row["parameters"] = sum(x.size for x in jax.tree.leaves(params))
-            print(row, flush=True)
-            rows.append(row)
+
+    def learn(name, seed, make, shape):
+        (images, labels), (held_out, truth) = digits(seed)
+        net, params, row = train(make(), images.reshape(-1, *shape), labels, args.epochs, seed)
+        right = accuracy(net, params, held_out.reshape(-1, *shape), truth)
+        row = {"core": name, "seed": seed, "epochs": args.epochs, "accuracy": right, **row}
+        row["parameters"] = sum(x.size for x in jax.tree.leaves(params))
+        print(row, flush=True)
+        return row
+
+    pixels = [learn(name, seed, CORES[name], (64, 1)) for name in args.cores for seed in range(args.seeds)]
+    rows = [learn(name, seed, ROWS[name], (8, 8)) for name in ROWS for seed in range(args.seeds)]
     copies = [copy(name, args.copy_steps) for name in ("lin", "legs", "random")] if args.copy_steps else []
     report = {
         "device": jax.devices()[0].device_kind,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "scikit-learn")},
-        "digits": rows,
+        "digits": pixels,
+        "rows_of_digits": rows,
         "delayed_copy": copies,
     }
     print(json.dumps(report, indent=1))
