@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
 
-# Tests that take more than 2.5 seconds on a quiet core, but for the quickest case of a function where that may do.
+# Tests that take more than 2 seconds on a quiet core, and cases of one that take more than 1.2, but for the quickest.
 _SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
 
 
