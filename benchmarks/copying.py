@@ -38,7 +38,7 @@ CORES = {
     "lru": (lambda: sequence.lru(WIDTH, state=128, radius_min=0.97, radius_max=0.999), 1, 4e-3, 3000),
     "s5": (lambda: sequence.s5(WIDTH, state=128, initialization="lin", step_min=STEP, step_max=STEP), 1, 4e-3, 3000),
     "mamba2": (lambda: sequence.mamba2(WIDTH, state=32, heads=4, chunk=20), 2, 4e-3, 6000),
-    "min_gru": (lambda: sequence.min_gru(WIDTH, state=2 * WIDTH, horizon=40), 3, 4e-3, 16000),
+    "min_gru": (lambda: sequence.min_gru(WIDTH, state=2 * WIDTH, horizon=40), 3, 2e-3, 16000),
 }
 
 
@@ -79,7 +79,7 @@ def train(name, seed, steps=None):
     judge = jax.jit(lambda key: task.loss(result.params, examples(key, 2000), None)[1]["right"])
     return {
         "seed": seed,
-        "held_out_right": float(judge(jax.random.key(5000 + seed))),
+        "held_out_right": float(judge(jax.random.key(9000 + seed))),
         "validation_right": float(judge(jax.random.key(1000 + seed))),
         "seconds": round(seconds, 1),
         "depth": depth,
