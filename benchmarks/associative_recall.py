@@ -17,7 +17,7 @@ divided by the sum of the weights (`divided_by_weights`, the usual form), or by 
 
 Cores measured earlier on the same task stay in the file.
 
-Source of the forms: Sieber et al. (2024), "Understanding the differences in foundation models", sections 3.2 and 4.2.
+Source of the forms: Sieber et al. (2024), "Understanding the differences in foundation models".
 """
 
 import argparse
@@ -41,11 +41,14 @@ HERE = Path(__file__).resolve().parent
 KEYS, VALUES = 16, 8
 IDLE = KEYS + VALUES
 
-Memory = type(sequence.gated_linear_attention(4)).__base__
+LinearAttention = type(sequence.gated_linear_attention(4))
 
 
-class Divided(Memory):
-    """Linear attention of positive features, divided, and with no norm that would divide it once more."""
+class Divided(LinearAttention):
+    """Linear attention of positive features, divided, and with no norm that would divide it once more.
+
+    The sum of the weights is not in the state: for whole sequences from zero only.
+    """
 
     by_input: bool = False
 
@@ -91,8 +94,10 @@ def problem(key, keys, writes, length=None):
     last = jax.vmap(lambda one: jnp.max(jnp.where(which == one, time, -1)))(jnp.arange(keys))
     shown = values.reshape(-1)[order]
     pairs = jnp.stack([chosen[which], KEYS + shown], 1).reshape(-1)
-    rest = keys if length is None else length - len(pairs)
-    free = jax.random.choice(jax.random.fold_in(for_order, 1), rest, (keys,), replace=False) if length else time[:keys]
+    if length is None:
+        return jnp.concatenate([pairs, chosen]), len(pairs) + jnp.arange(keys), shown[last]
+    rest = length - len(pairs)
+    free = jax.random.choice(jax.random.fold_in(for_order, 1), rest, (keys,), replace=False)
     asked = jnp.full(rest, IDLE).at[free].set(chosen)
     return jnp.concatenate([pairs, asked]), len(pairs) + free, shown[last]
 

@@ -26,7 +26,7 @@ import optax
 from jax import lax
 from sklearn.datasets import load_digits
 
-from jaxprob import learning
+from jaxprob import core, learning
 from jaxprob.models import sequence
 
 HERE = Path(__file__).resolve().parent
@@ -51,23 +51,26 @@ def digits(seed=0):
     return (images[cut:], labels[order][cut:]), (images[:cut], labels[order][:cut])
 
 
-def network(core):
-    return sequence.stack(core, depth=DEPTH, output=CLASSES, pool="mean", dropout=0.1)
+def network(layer):
+    return sequence.stack(layer, depth=DEPTH, output=CLASSES, pool="mean", dropout=0.1)
 
 
-def optimizer(steps, rate, weight_decay, dynamics=True):
-    """AdamW with warm-up and cosine, and a quarter of the rate for the states' dynamics where there are any."""
+def optimizer(names, steps, rate, weight_decay):
+    """AdamW with warm-up and cosine, and a quarter of the rate for the states' dynamics, where the leaves have any."""
 
     def schedule(peak):
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
-    slow = optax.adam(schedule(rate / 4))
-    return learning.by_path(
-        {"*decay_*": slow} if dynamics else {}, default=optax.adamw(schedule(rate), weight_decay=weight_decay)
-    )
+    slow = {"*decay_*": optax.adam(schedule(rate / 4))} if any("decay_" in name for name in names) else {}
+    return learning.by_path(slow, default=optax.adamw(schedule(rate), weight_decay=weight_decay))
 
 
-def task_of(net, steps, shape, dynamics):
+def names_of(init):
+    """Of the leaves of the parameters."""
+    return [name for name, _ in core.named_leaves(jax.eval_shape(init, jax.random.key(0)))]
+
+
+def task_of(net, steps, shape):
     def init(key):
         return net.init(key, jnp.zeros(shape))
 
@@ -80,15 +83,14 @@ def task_of(net, steps, shape, dynamics):
         found = jax.vmap(logits)(images, jax.random.split(key, len(images)))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(found, labels))
 
-    return learning.Task(init, loss, optimizer(steps, 4e-3, 0.05, dynamics))
+    return learning.Task(init, loss, optimizer(names_of(init), steps, 4e-3, 0.05))
 
 
-def train(core, images, labels, epochs, seed):
+def train(layer, images, labels, epochs, seed):
     """Parameters, the network, and seconds of compilation and of the rest."""
-    net = network(core)
-    dynamics = not any(isinstance(core, type(make())) for make in ROWS.values())
+    net = network(layer)
     data = learning.data.arrays((images, labels), BATCH, seed=seed)
-    task = task_of(net, epochs * data.num_batches, images.shape[1:], dynamics)
+    task = task_of(net, epochs * data.num_batches, images.shape[1:])
     init, step = learning.training(task)
     start, key = jax.random.split(jax.random.key(seed))
 
@@ -128,8 +130,8 @@ def accuracy(net, params, images, labels):
 
 def copy(initialization, steps, seed=0, time_steps=1024, delay=256, tokens=8, batch_size=16):
     """The share of tokens said right after training with this initialisation."""
-    core = sequence.s4d(WIDTH, state=64, initialization=initialization, step_min=1e-3, step_max=2e-2)
-    net = sequence.stack(core, depth=1, output=tokens, vocabulary=tokens)
+    layer = sequence.s4d(WIDTH, state=64, initialization=initialization, step_min=1e-3, step_max=2e-2)
+    net = sequence.stack(layer, depth=1, output=tokens, vocabulary=tokens)
 
     def draw(key):
         return jax.random.randint(key, (batch_size, time_steps), 0, tokens)
@@ -141,7 +143,10 @@ def copy(initialization, steps, seed=0, time_steps=1024, delay=256, tokens=8, ba
         wanted = xs[:, :-delay]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits(params, xs), wanted))
 
-    task = learning.Task(lambda key: net.init(key, jnp.zeros(1, jnp.int32)), loss, optimizer(steps, 1e-2, 0.0))
+    def start_of(key):
+        return net.init(key, jnp.zeros(1, jnp.int32))
+
+    task = learning.Task(start_of, loss, optimizer(names_of(start_of), steps, 1e-2, 0.0))
     init, step = learning.training(task)
     data = learning.data.generated(draw, seed=seed)
     start, key, test = jax.random.split(jax.random.key(seed), 3)
