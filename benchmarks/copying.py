@@ -2,9 +2,9 @@
 
 Fresh sequences in every step of training, through `jaxprob.fit`; Adam, and a smaller rate for the parameters of the
 states' dynamics. A sequence is right where all ten symbols are; reported is the share of 2,000 held-out sequences that
-are right at the end of training. Steps and rate were changed after single misses: of
-Mamba-2 and minGRU at 3,000 and 8,000 steps, among the sequences of `validation_right`; of minGRU at 16,000 steps and
-twice the rate, among 2,000 that are used no more.
+are right at the end of training. Steps and rate were changed after single misses: of Mamba-2 and minGRU at 3,000 and
+8,000 steps, among the sequences of `validation_right`; of minGRU at 16,000 steps and twice the rate, among 2,000 that
+are used no more.
 
 LRU and S5 start as delay lines, with decays near the unit circle and phases all around it. Mamba-2 and minGRU have
 decays without a phase: they learn to tell places apart, by a short convolution or by a layer that counts.
