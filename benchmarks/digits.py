@@ -1,14 +1,15 @@
 """Sequential 8x8 digits: one pixel at a time, 64 steps, then one of ten classes. S4D, S5 and LRU on the same task.
 
 Each core in a stack of residual blocks, averaged over time; AdamW, a smaller rate and no decay for the parameters of
-the states' dynamics. A quarter of the images is kept for the test.
+the states' dynamics. A quarter of the images is kept for the test. The epochs and S4D's initialisation were chosen on a
+quarter of the others, after S4D with fewer epochs had 95.8 % on the test of one of three seeds.
 
 Rows of digits: the same images, one row of eight pixels at a time; Aaren beside causal attention of equal width.
 
 Delayed copy: of 1,024 random tokens of eight, each is to be said again 256 steps later; one layer of S4D with the
 imaginary parts of its eigenvalues begun linearly, as those of HiPPO-LegS, and at random. New sequences in the test.
 
-    python benchmarks/digits.py [--epochs 30] [--seeds 1] [--copy-steps 200] [--out FILE]
+    python benchmarks/digits.py [--epochs 60] [--seeds 1] [--copy-steps 200] [--out FILE]
 """
 
 import argparse
@@ -32,7 +33,7 @@ from jaxprob.models import sequence
 HERE = Path(__file__).resolve().parent
 WIDTH, DEPTH, BATCH, CLASSES = 64, 3, 64, 10
 CORES = {
-    "s4d": lambda: sequence.s4d(WIDTH, state=32, step_min=1e-2, step_max=1e-1),
+    "s4d": lambda: sequence.s4d(WIDTH, state=32, initialization="legs", step_min=1e-2, step_max=1e-1),
     "s5": lambda: sequence.s5(WIDTH, state=64, step_min=1e-2, step_max=1e-1),
     "lru": lambda: sequence.lru(WIDTH, state=64, radius_min=0.8, radius_max=0.99),
 }
@@ -167,7 +168,7 @@ def copy(initialization, steps, seed=0, time_steps=1024, delay=256, tokens=8, ba
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--copy-steps", type=int, default=200)
     parser.add_argument("--cores", nargs="*", default=list(CORES))
