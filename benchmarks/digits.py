@@ -4,7 +4,9 @@ Each core in a stack of residual blocks, averaged over time; AdamW, a smaller ra
 the states' dynamics. A quarter of the images is kept for the test. The epochs and S4D's initialisation were chosen on a
 quarter of the others, after S4D with fewer epochs had 95.8 % on the test of one of three seeds.
 
-Rows of digits: the same images, one row of eight pixels at a time; Aaren beside causal attention of equal width.
+Rows of digits: the same images, one row of eight pixels at a time; Aaren beside causal attention of equal width, both
+in blocks with a layer of two times the width after them. Without that layer Aaren had 95.1 to 96.7 % on the test and
+attention 97.6 to 98.2 %; it was chosen on a quarter of the training images.
 
 Delayed copy: of 1,024 random tokens of eight, each is to be said again 256 steps later; one layer of S4D with the
 imaginary parts of its eigenvalues begun linearly, as those of HiPPO-LegS, and at random. New sequences in the test.
@@ -52,8 +54,8 @@ def digits(seed=0):
     return (images[cut:], labels[order][cut:]), (images[:cut], labels[order][:cut])
 
 
-def network(layer):
-    return sequence.stack(layer, depth=DEPTH, output=CLASSES, pool="mean", dropout=0.1)
+def network(layer, mlp=None):
+    return sequence.stack(layer, depth=DEPTH, output=CLASSES, pool="mean", dropout=0.1, mlp=mlp)
 
 
 def optimizer(names, steps, rate, weight_decay):
@@ -87,9 +89,8 @@ def task_of(net, steps, shape):
     return learning.Task(init, loss, optimizer(names_of(init), steps, 4e-3, 0.05))
 
 
-def train(layer, images, labels, epochs, seed):
-    """Parameters, the network, and seconds of compilation and of the rest."""
-    net = network(layer)
+def train(net, images, labels, epochs, seed):
+    """Parameters, and seconds of compilation and of the rest."""
     data = learning.data.arrays((images, labels), BATCH, seed=seed)
     task = task_of(net, epochs * data.num_batches, images.shape[1:])
     init, step = learning.training(task)
@@ -113,15 +114,8 @@ def train(layer, images, labels, epochs, seed):
     for _ in range(epochs):
         state, mean = run(state)
         losses.append(float(mean))
-    return (
-        net,
-        state.params,
-        {
-            "compile_seconds": compiled - began,
-            "train_seconds": time.perf_counter() - compiled,
-            "loss": losses[-1],
-        },
-    )
+    seconds = {"compile_seconds": compiled - began, "train_seconds": time.perf_counter() - compiled}
+    return state.params, {**seconds, "loss": losses[-1]}
 
 
 def accuracy(net, params, images, labels):
@@ -175,17 +169,17 @@ def main():
     parser.add_argument("--out", default=HERE / "results" / "digits.json", type=Path)
     args = parser.parse_args()
 
-    def learn(name, seed, make, shape):
+    def learn(name, seed, net, shape):
         (images, labels), (held_out, truth) = digits(seed)
-        net, params, row = train(make(), images.reshape(-1, *shape), labels, args.epochs, seed)
+        params, row = train(net, images.reshape(-1, *shape), labels, args.epochs, seed)
         right = accuracy(net, params, held_out.reshape(-1, *shape), truth)
         row = {"core": name, "seed": seed, "epochs": args.epochs, "accuracy": right, **row}
         row["parameters"] = sum(x.size for x in jax.tree.leaves(params))
         print(row, flush=True)
         return row
 
-    pixels = [learn(name, seed, CORES[name], (64, 1)) for name in args.cores for seed in range(args.seeds)]
-    rows = [learn(name, seed, ROWS[name], (8, 8)) for name in ROWS for seed in range(args.seeds)]
+    pixels = [learn(name, seed, network(CORES[name]()), (64, 1)) for name in args.cores for seed in range(args.seeds)]
+    rows = [learn(name, seed, network(ROWS[name](), mlp=2.0), (8, 8)) for name in ROWS for seed in range(args.seeds)]
     copies = [copy(name, args.copy_steps) for name in ("lin", "legs", "random")] if args.copy_steps else []
     report = {
         "device": jax.devices()[0].device_kind,

@@ -7,11 +7,21 @@ with `chain_method="vectorized"` ("sequential" is a sampler of its own here, and
 process: the second time is the run, the difference to the first is compiling. Effective samples are the smallest bulk
 and tail ESS over all parameters by one function for all; z is the largest |mean - reference| in Monte Carlo standard
 errors (those of the reference included) for means and mean squares; peak memory is the process's, less what it held
-before the first run. References are those of
-posteriordb, closed forms, or long runs of NumPyro in float64 (`--reference` makes them).
+before the first run.
+
+`--samplers` takes more: `jaxprob-diagonal`, `jaxprob-chees`, `jaxprob-mclmc`, `numpyro-sequential`, and `nutpie`, which
+no dependency group has (`pip install --target DIR nutpie "arviz<1" ...` and PYTHONPATH=DIR). nutpie takes the jitted
+density and gradient in float64 as a Python function, one chain after another: each gradient pays for a call from Rust
+into Python and from there into XLA, so that its effective samples per gradient are fair and those per second are not.
+
+References are those of posteriordb, closed forms, or runs of NumPyro in float64, 8 chains of 20,000 draws or more in
+coordinates in which they mix; how well they did is in the file. Of these the error of a mean square is measured, since
+NUTS is antithetic for means and not for squares; for posteriordb's, whose draws are thinned to near independence, it is
+taken from the error of the mean.
 
     python benchmarks/mcmc.py [--chains 4] [--models a,b] [--samplers jaxprob,blackjax,numpyro] [--repeats 1]
     python benchmarks/mcmc.py --table          # writes the table of the README from the results
+    python benchmarks/mcmc.py --reference [20000] --models a,b
 """
 
 import argparse
@@ -33,6 +43,7 @@ POSTERIORS = HERE.parents[1] / "shared" / "posteriordb"
 REFERENCE = HERE / "results" / "mcmc_reference.json"
 SAMPLERS = ("jaxprob", "blackjax", "numpyro")
 PEER_WARMUP, DRAWS = 1000, 1000
+REFERENCE_CHAINS = 8
 REFERENCE_POSTERIORS = (
     "arK-arK",
     "arma-arma11",
@@ -115,6 +126,15 @@ def with_diagonal_nuts(target, starts, key, chains):
     return with_jaxprob(target, starts, key, chains, algorithm=algorithm, warmup=1000)
 
 
+def with_walnuts(target, starts, key, chains):
+    from functools import partial
+
+    from jaxprob.inference import mcmc
+
+    algorithm = partial(mcmc.warmup, mcmc.walnuts, target_acceptance=0.7)
+    return with_jaxprob(target, starts, key, chains, algorithm=algorithm, interleave=chains >= 32)
+
+
 def with_chees(target, starts, key, chains):
     from jaxprob.inference import mcmc
 
@@ -190,14 +210,56 @@ def numpyro_by(method):
     return run
 
 
+def with_nutpie(target, starts, key, chains):
+    import jax
+    import numpy as np
+    import nutpie
+    from jax.flatten_util import ravel_pytree
+    from nutpie.compiled_pyfunc import from_pyfunc
+
+    starts = jax.tree.map(lambda x: np.asarray(x, "float64"), starts)
+    unravel = ravel_pytree(jax.tree.map(lambda x: x[0], starts))[1]
+    flat = np.asarray(jax.vmap(lambda x: ravel_pytree(x)[0])(starts))
+    log_density = target.log_density
+    gradient = _PROGRAMS.setdefault(log_density, jax.jit(jax.value_and_grad(lambda x: log_density(unravel(x)))))
+
+    def evaluate(x):
+        value, slope = gradient(x)
+        return float(value), np.asarray(slope)
+
+    each, size = iter(flat), flat.shape[1]
+    model = from_pyfunc(
+        size,
+        lambda: evaluate,
+        lambda *_: lambda x: {"x": np.asarray(x)},
+        [np.dtype("float64")],
+        [(size,)],
+        ["x"],
+        make_initial_point_fn=lambda seed: next(each),
+    )
+    seed = int(jax.random.bits(key, dtype="uint32"))
+    began = time.perf_counter()
+    found = nutpie.sample(model, draws=DRAWS, chains=chains, cores=1, seed=seed, progress_bar=False)
+    seconds = time.perf_counter() - began
+    steps, warm = (int(stats.n_steps.sum()) for stats in (found.sample_stats, found.warmup_sample_stats))
+    draws = jax.jit(jax.vmap(jax.vmap(unravel)))(found.posterior["x"].transpose("chain", "draw", ...).to_numpy())
+    # Chains come one after the other, each with its warm-up: the seconds are shared out by gradients.
+    warmup_s = seconds * warm / (warm + steps)
+    divergences = int(found.sample_stats.diverging.sum())
+    said = f"nutpie {nutpie.__version__}, {found.warmup_sample_stats.sizes['draw']} steps"
+    return Run(draws, warmup_s, seconds - warmup_s, steps, divergences, said)
+
+
 RUNNERS = {
     "jaxprob": (with_jaxprob, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "jaxprob-diagonal": (with_diagonal_nuts, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
+    "jaxprob-walnuts": (with_walnuts, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "jaxprob-chees": (with_chees, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "jaxprob-mclmc": (with_adjusted_mclmc, ("jaxprob.runtime", "jaxprob.inference.mcmc")),
     "blackjax": (with_blackjax, ("blackjax",)),
     "numpyro": (numpyro_by("vectorized"), ("numpyro.infer",)),
     "numpyro-sequential": (numpyro_by("sequential"), ("numpyro.infer",)),
+    "nutpie": (with_nutpie, ("nutpie",)),
 }
 
 
@@ -214,10 +276,13 @@ def child(sampler, model, chains, seed):
     for module in modules:  # what takes long to import is not part of compiling
         importlib.import_module(module)
     starts = target.initial(seed, chains)
+    # Its positions are in float64, where a start may be finite that is not in float32: it has those of the others.
+    jax.config.update("jax_enable_x64", sampler == "nutpie")
     key = jax.block_until_ready(jax.random.key(seed + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []
     for _ in range(2):  # the same draws twice: the second time without compiling
+        found = None  # what the first run returned is no memory of the second
         began = time.perf_counter()
         found = run(target, starts, key, chains)
         seconds.append(time.perf_counter() - began)
@@ -258,45 +323,58 @@ def errors(constrained, reference):
     worst = [0.0, 0.0]
     for name, row in reference.items():
         x, error = constrained[name], row.get("error", 0.0)
-        square = row["mean"] ** 2 + row["sd"] ** 2
-        # The reference's error of E[x^2] about its own mean: that of a variance and of the mean.
-        for which, (values, truth, theirs) in enumerate(
-            ((x, row["mean"], error), ((x - row["mean"]) ** 2, square - row["mean"] ** 2, 1.5 * row["sd"] * error))
-        ):
+        # Of independent draws of a Gaussian the variance has the error sqrt(2) sd error.
+        square_error = row.get("square_error", 1.5 * row["sd"] * error)
+        pairs = (x, row["mean"], error), ((x - row["mean"]) ** 2, row["sd"] ** 2, square_error)
+        for which, (values, truth, theirs) in enumerate(pairs):
             ours = float(analysis.mcse_mean(values))
             worst[which] = max(worst[which], abs(float(np.mean(values)) - truth) / np.hypot(ours, theirs))
     return worst
 
 
-def make_reference(names):
-    """Long runs of NumPyro in float64: 4 chains of 10,000 draws."""
+def make_reference(names, num_draws):
+    """Long runs of NumPyro in float64, in coordinates that mix, apart from our code."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    import numpy as np
     from numpyro.infer import MCMC, NUTS
 
-    from benchmarks import targets
+    from benchmarks import models, targets
     from jaxprob import analysis
 
-    known = json.loads(REFERENCE.read_text())["models"] if REFERENCE.exists() else {}
     for name in names:
-        target, _ = load(name)
-        starts = jax.tree.map(lambda x: jax.numpy.asarray(x, "float64"), target.initial(11, 4))
-        kernel = NUTS(potential_fn=lambda x: -target.log_density(x), target_accept_prob=0.95, dense_mass=False)  # noqa: B023
-        options = {"num_chains": 4, "chain_method": "sequential", "progress_bar": False}
-        mcmc = MCMC(kernel, num_warmup=2000, num_samples=10_000, **options)
+        target = models.REFERENCE_COORDINATES.get(name, models.MODELS[name])()
+        starts = jax.tree.map(lambda x: jax.numpy.asarray(x, "float64"), target.initial(11, REFERENCE_CHAINS))
+        # Where log volatilities hang on their scale, larger steps diverge now and then.
+        rate = 0.99 if name in models.REFERENCE_COORDINATES else 0.9
+        kernel = NUTS(potential_fn=lambda x: -target.log_density(x), target_accept_prob=rate)  # noqa: B023
+        options = {"num_chains": REFERENCE_CHAINS, "chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=2000, num_samples=num_draws, **options)
+        began = time.perf_counter()
         mcmc.run(jax.random.key(12), init_params=starts, extra_fields=("diverging",))
-        draws = {k: np.asarray(x) for k, x in mcmc.get_samples(group_by_chain=True).items()}
+        draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
+        seconds = time.perf_counter() - began
         constrained = targets.scalars(jax.jit(jax.vmap(jax.vmap(target.constrain)))(draws))
-        known[name] = {
-            k: {"mean": float(x.mean()), "sd": float(x.std()), "error": float(analysis.mcse_mean(x))}
-            for k, x in constrained.items()
+        found = {}
+        for scalar, x in constrained.items():
+            error, square_error = (float(analysis.mcse_mean(values)) for values in (x, (x - x.mean()) ** 2))
+            row = {"mean": float(x.mean()), "sd": float(x.std()), "error": error, "square_error": square_error}
+            found[scalar] = row
+        made = {
+            "draws": f"{REFERENCE_CHAINS} x {num_draws:,}",
+            "target_acceptance": rate,
+            "divergences": int(mcmc.get_extra_fields()["diverging"].sum()),
+            "ess_bulk": min(float(analysis.effective_sample_size(x)) for x in constrained.values()),
+            "ess_square": min(float(analysis.effective_sample_size((x - x.mean()) ** 2)) for x in constrained.values()),
+            "r_hat": max(float(analysis.r_hat(x)) for x in constrained.values()),
         }
-        worst = min(float(analysis.effective_sample_size(x)) for x in constrained.values())
-        print(f"{name}: {int(mcmc.get_extra_fields()['diverging'].sum())} divergences, smallest ESS {worst:.0f}")
-        made = {"made by": "NumPyro, float64, 4 x 10,000 draws, target acceptance 0.95", "models": known}
-        REFERENCE.write_text(json.dumps(made, indent=1) + "\n")
+        said = ", ".join(f"{key} {value:.5g}" for key, value in made.items() if key != "draws")
+        print(f"{name}: {said}, {seconds:.0f} s", flush=True)
+        # Read again: runs of other models may have ended meanwhile.
+        report = json.loads(REFERENCE.read_text()) if REFERENCE.exists() else {}
+        by = f"NumPyro {version('numpyro')}, NUTS in float64"
+        runs, known = report.get("runs", {}) | {name: made}, report.get("models", {}) | {name: found}
+        REFERENCE.write_text(json.dumps({"made by": by, "runs": runs, "models": known}, indent=1) + "\n")
 
 
 def main():
@@ -306,7 +384,7 @@ def main():
     parser.add_argument("--models", default="")
     parser.add_argument("--samplers", default="")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--reference", action="store_true")
+    parser.add_argument("--reference", type=int, nargs="?", const=20_000, metavar="DRAWS")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--child", nargs=4)
     args = parser.parse_args()
@@ -315,7 +393,8 @@ def main():
         return child(sampler, model, int(chains), int(seed))
     names = args.models.split(",") if args.models else [*REFERENCE_POSTERIORS, *OWN]
     if args.reference:
-        return make_reference([name for name in names if name in OWN and name not in ("gaussian_100", "funnel")])
+        own = [name for name in names if name in OWN and name not in ("gaussian_100", "funnel")]
+        return make_reference(own, args.reference)
     out = args.out or HERE / "results" / f"mcmc_{args.chains}_chains.json"
     if args.table:
         return write_table(out)

@@ -26,6 +26,9 @@ MAX_CHAINS_COUNTED = 16
 MIN_DRAWS_PER_CHAIN = 10
 """In halves of fewer than 5 draws Geyer's sequence ends before it begins, whatever the autocorrelation."""
 MIN_E_BFMI = 0.3
+RARE_DIVERGENCES, MANY_DIVERGENCES = 1e-4, 0.01
+"""Shares of draws: up to the first, what diverging trajectories miss can hardly show in a summary; from the second on
+the sampler is at odds with the density. Neither is a law: how much mass is missed, divergences do not say."""
 MAX_SATURATED = 0.01
 """Share of draws at the largest tree depth that is still an accident."""
 ACCEPTANCE_TOLERANCE = 0.19
@@ -217,21 +220,59 @@ def _divergences(run: Run) -> Iterator[Finding]:
     number = int(diverging.sum())
     if not number:
         return
+    share = number / diverging.size
     by_chain = diverging.sum(axis=1)
     worst = int(np.argmax(by_chain))
     concentrated = len(by_chain) > 1 and number >= 10 and by_chain[worst] > 0.7 * number
     chain = f" {_percent(by_chain[worst] / number)} of them are in chain {worst}." if concentrated else ""
     yield Finding(
-        "problem",
+        "problem" if share > RARE_DIVERGENCES else "note",
         "Divergences",
-        f"{count(number, 'draw')} of {diverging.size:,} ({_percent(number / diverging.size)}) diverged: the simulated "
-        f"trajectory did not follow the true one.{chain}{_where(run.leaves, diverging)}",
-        "There are regions, usually narrow ones, that the sampler cannot enter with this step size. The draws leave "
-        "them out, and the results are biased in a way that more draws do not cure.",
-        "Reparametrise first (for hierarchical models the non-centred form), or a stronger prior for scales. If "
-        "divergences are few: a target acceptance of 0.95 or 0.99, which makes the steps smaller "
-        "(algorithm=partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95), or --target-acceptance).",
+        f"{_diverged(diverging)}: the simulated trajectory did not follow the true one."
+        f"{_unconverged(run.stats)}{chain}{_where(run.leaves, diverging)}",
+        *_weight(share),
     )
+
+
+def _diverged(diverging: np.ndarray) -> str:
+    number = int(diverging.sum())
+    return f"{count(number, 'draw')} of {diverging.size:,} ({_percent(number / diverging.size)}) diverged"
+
+
+def _weight(share: float) -> tuple[str, str]:
+    """What a share of divergences means, and what to try."""
+    careful = (
+        "a target acceptance of 0.95 or 0.99, which makes the steps smaller "
+        "(algorithm=partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95), or --target-acceptance)"
+    )
+    reparametrise = "for hierarchical models the non-centred form"
+    if share <= RARE_DIVERGENCES:
+        return (
+            "A divergence in 10,000 draws or fewer: the place that the sampler cannot enter is small, or seldom come "
+            "near. Means and intervals hardly depend on it; the far tails of what it concerns may.",
+            f"Nothing, if means and intervals are what is wanted. To be sure, {careful}: the summary should stay.",
+        )
+    if share < MANY_DIVERGENCES:
+        return (
+            "There are regions, usually narrow ones, that the sampler cannot enter with this step size. The draws "
+            "leave them out, and more draws do not bring them in: results are biased by as much as such a region "
+            "weighs, which the number of divergences does not say.",
+            f"First {careful}. If divergences stay, or the summary moves: another parametrisation ({reparametrise}), "
+            "or a stronger prior for scales.",
+        )
+    return (
+        "So many trajectories fail that the step size does not suit the density where much of it is. Whole regions are "
+        "left out, and the results are biased in a way that more draws do not cure.",
+        f"Reparametrise first ({reparametrise}), or a stronger prior for scales; then {careful}.",
+    )
+
+
+def _unconverged(stats: dict[str, np.ndarray]) -> str:
+    """How many draws of an implicit integrator stayed because an iteration did not converge, as a sentence."""
+    if "converged" not in stats:
+        return ""
+    number = int((~stats["converged"].astype(bool)).sum())
+    return f" In {count(number, 'draw')} an implicit step did not converge or lead back." if number else ""
 
 
 def _where(leaves: list[tuple[str, Any]], diverging: np.ndarray) -> str:
@@ -390,7 +431,8 @@ def worst_numbers(run: Run) -> str:
             f"{table.ess_tail[k]:,.0f} for the tails ({table.names[k]}).",
         ]
     if "diverging" in run.stats:
-        parts.append("No draw diverged.")
+        diverging = run.stats["diverging"].astype(bool)
+        parts.append(f"{_diverged(diverging)}." if diverging.any() else "No draw diverged.")
     if "log_evidence" in run.stats:
         value, error = log_mean_evidence(run.stats["log_evidence"][:, -1].astype(float))
         between = "" if math.isnan(error) else f", with a standard error of {error:.2g} from the spread of the chains"

@@ -57,14 +57,15 @@ def diagnose(
     """Looks at draws and sampler statistics and says in plain words what is wrong and what to try.
 
     Checks: draws that are not finite or do not vary, too few draws, R-hat above 1.01, bulk or tail ESS below 100 a
-    chain, divergences and where they are, saturated trees, E-BFMI below 0.3, acceptance far from its target; of
-    populations, particles that hardly moved and evidences that disagree.
+    chain, divergences, what their share weighs (up to one in 10,000 draws they are a note) and where they are,
+    saturated trees, E-BFMI below 0.3, acceptance far from its target; of populations, particles that hardly moved and
+    evidences that disagree.
 
     Args:
       draws: pytree of arrays (chain, draw, ...).
       stats: mapping (or NamedTuple) of arrays (chain, draw), any of `diverging`, `tree_depth`, `energy`,
-        `acceptance_rate`, `correlation` (of particles with where they were), `log_evidence`; what is missing is not
-        checked.
+        `acceptance_rate`, `converged` (of implicit integrators), `correlation` (of particles with where they were),
+        `log_evidence`; what is missing is not checked.
       summary: `summary(draws)`, if it is there already.
       max_tree_depth: the depth at which the sampler stops doubling.
       target_acceptance: what the step size was tuned for; by default 0.85 for Hamiltonian samplers (those whose
@@ -108,7 +109,7 @@ def _statistics(stats: Any) -> dict[str, np.ndarray]:
     items = stats._asdict() if hasattr(stats, "_asdict") else stats
     if not isinstance(items, Mapping):
         raise core.bad_type("diagnose", "stats", stats, "a mapping of names to arrays (chain, draw)")
-    names = ("diverging", "tree_depth", "energy", "acceptance_rate", "correlation", "log_evidence")
+    names = ("diverging", "tree_depth", "energy", "acceptance_rate", "converged", "correlation", "log_evidence")
     arrays = {name: np.asarray(items[name]) for name in names if items.get(name) is not None}
     for name, array in arrays.items():
         if array.ndim != 2:

@@ -15,19 +15,18 @@ from jax import lax
 from jaxprob.core._dtypes import as_float, result_dtype
 from jaxprob.core._errors import bad_value
 from jaxprob.core._linalg import align, check_matrix, check_right, matmul, matvec, solve_triangular, swap_axes, widen
+from jaxprob.core._primitive import primitive
 from jaxprob.core._scalars import safe_sqrt
 
 
-@jax.custom_jvp
-def _lower_orthogonal(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _qr(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`a = L Q` for a (..., n, m) with m >= n: L lower triangular, diagonal >= 0, and Q Q^T = 1."""
     q, r = jnp.linalg.qr(swap_axes(a), mode="reduced")
     sign = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0).astype(a.dtype)[..., None, :]
     return jnp.tril(swap_axes(r) * sign), swap_axes(q * sign)
 
 
-@_lower_orthogonal.defjvp
-def _lower_orthogonal_jvp(
+def _qr_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """With P = da Q^T and any skew-symmetric K, dL = P + L K satisfies dL L^T + L dL^T = d(a a^T).
@@ -56,17 +55,20 @@ def _lower_orthogonal_jvp(
     return (factor, q), (dfactor, solve_triangular(regular, outside) - matmul(skew, q))
 
 
-@jax.custom_jvp
-def _tria(a: jax.Array) -> jax.Array:
+def _r(a: jax.Array) -> tuple[jax.Array]:
+    """L alone."""
     r = jnp.linalg.qr(swap_axes(a), mode="r")
     sign = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0).astype(a.dtype)[..., None, :]
-    return jnp.tril(swap_axes(r) * sign)
+    return (jnp.tril(swap_axes(r) * sign),)
 
 
-@_tria.defjvp
-def _tria_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (factor, _), (dfactor, _) = jax.jvp(_lower_orthogonal, primals, tangents)
-    return factor, dfactor
+def _r_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[tuple[jax.Array], tuple[jax.Array]]:
+    (factor, _), (dfactor, _) = _qr_jvp(primals, tangents)
+    return (factor,), (dfactor,)
+
+
+_lower_orthogonal = primitive(_qr, _qr_jvp, lambda shape: ((*shape[:-1], shape[-2]), shape))
+_lower = primitive(_r, _r_jvp, lambda shape: ((*shape[:-1], shape[-2]),))
 
 
 def tria(a: Any) -> jax.Array:
@@ -90,7 +92,7 @@ def tria(a: Any) -> jax.Array:
     n, m = a.shape[-2:]
     if m < n:
         a = jnp.concatenate([a, jnp.zeros((*a.shape[:-1], n - m), a.dtype)], -1)
-    return _tria(widen(a)).astype(a.dtype)
+    return _lower(widen(a))[0].astype(a.dtype)
 
 
 def cholesky_update(factor: Any, vectors: Any, sign: int = +1) -> jax.Array:

@@ -14,6 +14,18 @@ APPROXIMATIONS = ("laplace", "pathfinder")
 KEY = 2**31  # what a run's key is folded with for the approximation, beyond any chain
 
 
+def draws_positions(initial: Any) -> bool:
+    """Whether a function `key -> start` is a method of a posterior or of an approximation to one.
+
+    What they draw are positions, unconstrained already; other functions give a posterior constrained values.
+    """
+    from jaxprob.inference import vi
+
+    owner = getattr(initial, "__self__", None)
+    approximations = (vi.Pathfinder, vi.Laplace, vi.Guide, vi.BlockGuide, vi.ImplicitGuide)
+    return hasattr(owner, "unconstrain") or isinstance(owner, approximations)
+
+
 def approximate_starts(target: Any, name: str, key: core.Key, chains: int) -> list[Any]:
     """One unconstrained position for each chain, drawn from the approximation that `name` says, by the chain's own key.
 

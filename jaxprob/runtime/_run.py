@@ -102,7 +102,7 @@ def run(
     carry = _program.Carry(state, online.init(vectors))
     specs = _program.carry_specs(carry)
     carry = jax.tree.map(lambda spec, part: place(part, mesh, spec), specs, carry, is_leaf=lambda x: isinstance(x, P))
-    memory = MemoryStore()
+    memory = MemoryStore(0 if until is not None else num_steps // thin)
     job = Job(
         program,
         None,

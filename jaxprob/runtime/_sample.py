@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprob import core
 from jaxprob.runtime import _checkpoint, _directory, _predict, _program
-from jaxprob.runtime._approximate_start import approximate_starts
+from jaxprob.runtime._approximate_start import approximate_starts, draws_positions
 from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
 from jaxprob.runtime._population import is_population, with_population
@@ -30,7 +30,10 @@ from jaxprob.runtime._until import Until
 
 DRAWS = 1000  # of each chain, by default
 STARTS = 100  # how often a start is drawn again before giving up
-CHUNK_BYTES = 32 * 2**20
+# Of the buffer of a chunk on each device. On a CPU it shares memory with the draws; elsewhere longer chunks hide the
+# way to the host.
+CHUNK_BYTES = {"cpu": 8 * 2**20}
+CHUNK_BYTES_ELSEWHERE = 32 * 2**20
 
 
 def sample(
@@ -63,7 +66,8 @@ def sample(
         chain. A posterior finds its own starts, and takes both as dicts of constrained values, or "pathfinder" or
         "laplace": each chain starts at a draw of that approximation (`inference.vi`), in the bulk from the first step
         on, but no wider apart than the approximation is, so that R-hat sees less of what the chains do not find. For a
-        log density `initial=vi.pathfinder(log_density, start, key).initial` does the same.
+        log density `initial=vi.pathfinder(log_density, start, key).initial` does the same. Methods that draw positions
+        of a posterior (`posterior.sample_prior`, `sample` of a guide) are taken at their word.
       algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
         in the warm-up, with the metric that `mcmc.pick_metric` picks; `partial(mcmc.warmup, mcmc.nuts,
         target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; another warm-up, such as
@@ -145,7 +149,8 @@ def sample(
             run.start(job)
         job.compile()
         # From here on the run is known to start: only now is anything written.
-        store: DrawStore | None = MemoryStore()
+        # How many draws there will be is known, unless a rule may end the run earlier.
+        store: DrawStore | None = MemoryStore(0 if until is not None else job.draws)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if not going_on and jax.process_index() == 0:
@@ -241,9 +246,10 @@ class _Plan:
             {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
             for name, leaf in core.named_leaves(draw)
         ]
-        # A row holds what is kept and a dozen stats; a chunk's buffer stays below CHUNK_BYTES on each device.
+        # A row holds what is kept and a dozen stats.
+        room = CHUNK_BYTES.get(self.mesh.devices.flat[0].platform, CHUNK_BYTES_ELSEWHERE)
         row = self.chains // self.mesh.shape[CHAINS] * 4 * (12 + sum(int(np.prod(x["shape"])) for x in leaves))
-        capacity = int(np.clip(CHUNK_BYTES // row, 1, max(min(self.draws, 1000), 1)))
+        capacity = int(np.clip(room // row, 1, max(min(self.draws, 1000), 1)))
         return {
             "format": _directory.FORMAT,
             "status": "running",
@@ -394,7 +400,7 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: boo
         each = [initial(_program.start_key(core.fold(key, chain), 0)) for chain in range(chains)]
     else:
         each = [initial] * chains
-    if hasattr(target, "unconstrain") and not isinstance(initial, str):
+    if hasattr(target, "unconstrain") and not (isinstance(initial, str) or draws_positions(initial)):
         each = [target.unconstrain(values) for values in each]
     if not jax.tree.leaves(each[0]):
         raise core.bad_value("sample", "initial", initial, "a pytree with at least one array")

@@ -49,25 +49,32 @@ class DrawStore(Protocol):
 
 
 class MemoryStore:
-    """Rows in host memory."""
+    """Rows in host memory, copied from where they come: a chunk's buffer is larger than its rows.
 
-    def __init__(self) -> None:
+    Args:
+      room: rows to make room for at first, which take memory only once they are written; further ones as they come.
+    """
+
+    def __init__(self, room: int = 0) -> None:
         self.rows = 0
-        self._parts: dict[str, list[np.ndarray]] = {}
+        self._room = room
+        self._arrays: dict[str, np.ndarray] = {}
 
     def append(self, rows: Rows) -> None:
         """Adds rows at the end."""
+        stop = self.rows + _length(rows)
         for path, part in rows.items():
-            self._parts.setdefault(path, []).append(np.moveaxis(np.asarray(part), 0, 1))
-        self.rows += _length(rows)
+            part = np.moveaxis(np.asarray(part), 0, 1)
+            self._make_room(path, part, stop)
+            self._arrays[path][:, self.rows : stop] = part
+        self.rows = stop
 
     def flush(self) -> None:
         """Does nothing: memory is always up to date."""
 
     def read(self, path: str) -> np.ndarray:
         """One array whole, (chain, draw, ...)."""
-        self._parts[path] = [np.concatenate(self._parts[path], axis=1)]
-        return self._parts[path][0]
+        return self._arrays[path][:, : self.rows]
 
     def open(self, path: str) -> np.ndarray:
         """The array itself."""
@@ -75,7 +82,16 @@ class MemoryStore:
 
     def paths(self) -> list[str]:
         """The arrays there are."""
-        return list(self._parts)
+        return list(self._arrays)
+
+    def _make_room(self, path: str, part: np.ndarray, stop: int) -> None:
+        old = self._arrays.get(path)
+        if old is not None and old.shape[1] >= stop:
+            return
+        room = max(stop, self._room if old is None else 2 * old.shape[1])
+        self._arrays[path] = np.empty((len(part), room, *part.shape[2:]), part.dtype)
+        if old is not None:
+            self._arrays[path][:, : self.rows] = old[:, : self.rows]
 
 
 class ZarrStore:

@@ -176,7 +176,8 @@ def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chai
     if tuning is mcmc.warmup:
         estimate = options.get("estimate", "fisher")
         if warmup is None:
-            warmup = mcmc.pick_num_steps(chains) if estimate == "fisher" and kernel in (mcmc.nuts, mcmc.hmc) else WARMUP
+            few = estimate == "fisher" and kernel in (mcmc.nuts, mcmc.walnuts, mcmc.hmc)
+            warmup = mcmc.pick_num_steps(chains) if few else WARMUP
         if options.get("metric", "auto") == "auto":
             options["metric"] = mcmc.pick_metric(size, chains, warmup, estimate)
     if warmup is None:
@@ -215,6 +216,8 @@ def _check(built: WithWarmup, places: tuple[Any, ...]) -> None:
         inspect.signature(built.tuning).bind(**built.arguments(None, None))
         if built.kernel is not None and (takes := _parameters(built.kernel)):
             tuned_later = {"step_size", "inverse_mass_matrix"} & takes.keys()
+            if built.tuning is mcmc.mclmc_warmup:
+                tuned_later |= {"trajectory_length"} & takes.keys()
             inspect.signature(built.kernel).bind(None, **(dict.fromkeys(tuned_later) | kernel_options))
     except TypeError as error:
         raise bad(f" with {error}", "options that it takes", "") from None

@@ -109,6 +109,42 @@ def test_divergences_and_where_they_are(draws, stats, rng):
     assert analysis.diagnose(draws, stats).findings[0].what.startswith("1 draw of 2,000 (0.05 %) diverged")
 
 
+def test_the_words_for_divergences_weigh_their_share(rng):
+    draws = {"mu": rng.normal(size=(8, 10_000)).astype(np.float32)}
+    table = analysis.summary(draws)
+    texts = {}
+    for number in (1, 8, 9, 799, 800, 8000):
+        diverging = np.zeros(80_000, bool)
+        diverging[:: 80_000 // number][:number] = True
+        diagnosis = analysis.diagnose(draws, {"diverging": diverging.reshape(8, -1)}, summary=table)
+        (finding,) = diagnosis.findings
+        assert finding.what.startswith(f"{number:,} draw")
+        assert diagnosis.ok == (number <= 8)  # one in 10,000
+        # A summary in which some draws diverged does not say that none did.
+        assert ("No draw diverged" in diagnosis.worst_numbers) is False
+        texts[number] = (finding.severity, finding.meaning, finding.try_)
+    assert texts[1] == texts[8]
+    assert texts[9] == texts[799]
+    assert texts[800] == texts[8000]
+    rare, some, many = texts[1], texts[9], texts[800]
+    assert [severity for severity, *_ in (rare, some, many)] == ["note", "problem", "problem"]
+    assert len({rare[1:], some[1:], many[1:]}) == 3
+    assert "Nothing" in rare[2]
+    assert some[2].index("target acceptance") < some[2].index("non-centred")
+    assert many[2].index("non-centred") < many[2].index("target acceptance")
+    # One alone is said to be one, with its share.
+    diagnosis = analysis.diagnose(draws, {"diverging": np.arange(80_000).reshape(8, -1) == 5}, summary=table)
+    assert "1 draw of 80,000 (0.0013 %) diverged." in " ".join(str(diagnosis).split("1. ")[0].split())
+
+
+def test_implicit_steps_that_did_not_converge_are_counted(draws, stats):
+    stats["diverging"][0, :5] = True
+    stats["converged"] = np.ones(SHAPE, bool)
+    assert "implicit" not in analysis.diagnose(draws, stats).findings[0].what
+    stats["converged"][0, :3] = False
+    assert "In 3 draws an implicit step did not converge" in analysis.diagnose(draws, stats).findings[0].what
+
+
 def test_low_energy_variation(draws, stats):
     stats["energy"][3] = np.cumsum(stats["energy"][3])
     diagnosis = analysis.diagnose(draws, stats)

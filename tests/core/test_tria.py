@@ -120,6 +120,63 @@ def test_full_rank_derivatives_equal_those_of_cholesky(rng, x64):
     np.testing.assert_allclose(product(ours), product(theirs), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives_of_a_loop(outer, batched, x64):
+    """From a known state with noise of rank one, where QR has no derivative; JAX forgets custom rules there."""
+
+    def start(x):
+        noise = jnp.outer(jnp.stack([0.5 * x[0], x[1]]), jnp.array([1.0, 0.0]))
+        return jnp.array([[1.0, 0.0], [0.0, 1.0]]).at[0, 1].set(x[2]), noise
+
+    def end(covariance):
+        return jnp.sum(jnp.sin(covariance) * jnp.array([[1.0, 2.0], [2.0, 5.0]]))
+
+    def with_factors(x):
+        transition, noise = start(x)
+        rows = jax.vmap(core.tria) if batched else core.tria
+
+        def step(factor, _):
+            both = jnp.concatenate([core.matmul(transition, factor), noise], -1)
+            return rows(both[None])[0] if batched else rows(both), None
+
+        factor, _ = jax.lax.scan(step, jnp.zeros((2, 2)), None, length=3)
+        return end(factor @ factor.T)
+
+    def without(x):
+        transition, noise = start(x)
+        covariance = jnp.zeros((2, 2))
+        for _ in range(3):
+            covariance = transition @ covariance @ transition.T + noise @ noise.T
+        return end(covariance)
+
+    x = jnp.array([0.7, 0.4, 0.9])
+    got, want = jax.jit(outer(jax.grad(with_factors)))(x), jax.jit(jax.hessian(without))(x)
+    assert np.abs(want).min() > 0.1
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_gradients_of_a_loop_over_sharded_rows():
+    mesh = jax.make_mesh((8,), ("chain",), axis_types=(jax.sharding.AxisType.Auto,))
+    chain = jax.sharding.PartitionSpec("chain")
+
+    def total(rows):
+        def step(factor, _):
+            return core.tria(jnp.concatenate([factor, rows], -1)), None
+
+        factor, _ = jax.lax.scan(step, jnp.zeros_like(rows), None, length=2)
+        return jnp.sum(core.matmul(factor, jnp.swapaxes(factor, -1, -2)), (-2, -1))
+
+    def slopes(rows):
+        return jax.grad(lambda rows: jnp.sum(total(rows)))(rows)
+
+    sharded = jax.jit(jax.shard_map(slopes, mesh=mesh, in_specs=chain, out_specs=chain))
+    rows = np.random.default_rng(0).normal(size=(8, 2, 2)).astype(np.float32)
+    # The sum of the entries of 2 A A^T is twice the square of the sum of the rows of A.
+    want = np.broadcast_to(4 * rows.sum(1, keepdims=True), rows.shape)
+    np.testing.assert_allclose(sharded(rows), want, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_at_very_different_scales_count_as_independent(rng):
     """Rows of lengths 1, 1e-9 and 1e9 are not taken for dependent ones: d log det(a a^T) = 2 a^-T in float32."""
     a = (rng.normal(size=(3, 3)) * np.array([[1.0], [1e-9], [1e9]])).astype(np.float32)
@@ -132,6 +189,8 @@ def test_vmap_batch_and_jit_agree(rng):
     loop = np.stack([[tria(x) for x in row] for row in a])
     np.testing.assert_allclose(core.tria(a), loop, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.vmap(core.tria)))(a), loop, rtol=1e-6, atol=1e-6)
+    last = np.moveaxis(a[0], 0, -1)
+    np.testing.assert_allclose(jax.vmap(core.tria, -1, -1)(last), np.moveaxis(loop[0], 0, -1), rtol=1e-6, atol=1e-6)
     slopes = jax.jit(jax.vmap(jax.vmap(jax.grad(lambda a: core.tria(a).sum()))))(a)
     batched = jax.jit(jax.grad(lambda a: core.tria(a).sum()))(a)
     np.testing.assert_allclose(slopes, batched, rtol=1e-4, atol=1e-5)

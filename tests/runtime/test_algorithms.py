@@ -59,6 +59,12 @@ ALGORITHMS = {
     "snaper(target_acceptance=0.8)": partial(mcmc.snaper, target_acceptance=0.8),
     "meads(folds=2)": partial(mcmc.meads, folds=2),
     "mclmc_warmup": mcmc.mclmc_warmup,
+    "mclmc_warmup(mclmc(integrator='leapfrog'))": partial(
+        mcmc.mclmc_warmup, kernel=partial(mcmc.mclmc, integrator="leapfrog")
+    ),
+    "mclmc_warmup(adjusted_mclmc(num_integration_steps=(2, 4)))": partial(
+        mcmc.mclmc_warmup, kernel=partial(mcmc.adjusted_mclmc, num_integration_steps=(2, 4))
+    ),
     "adjusted_mclmc(num_integration_steps=(2, 4), metric='dense')": partial(
         mcmc.adjusted_mclmc, num_integration_steps=(2, 4)
     ),

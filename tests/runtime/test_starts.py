@@ -12,6 +12,7 @@ import jaxprob
 from jaxprob import core, models
 from jaxprob.distributions import HalfNormal, Normal
 from jaxprob.inference import mcmc, vi
+from jaxprob.runtime import _program
 from tests.runtime.test_resume import Stopper, assert_same, short_chunks  # noqa: F401
 
 NAMES = ["laplace", "pathfinder"]
@@ -85,6 +86,33 @@ def test_a_log_density_starts_at_draws_of_its_own_pathfinder():
     kernel = mcmc.nuts(log_density, step_size=0.5, inverse_mass_matrix=found.inverse_mass_matrix)
     run = jaxprob.sample(log_density, jax.random.key(1), initial=found.initial, algorithm=kernel, chains=4, draws=20)
     assert np.max(np.abs(np.asarray(run.draws) - 50)) < 7  # of 240 standard normals: false alarm 1e-9
+
+
+@pytest.mark.parametrize("name", ["values", "prior", "pathfinder", "guide"])
+def test_a_start_is_unconstrained_once_whoever_draws_it(posterior, name):
+    """A function of the user's gives values; methods of the posterior and of approximations give positions."""
+
+    def values(key):
+        slope, sigma = jnp.split(jax.random.normal(key, (4,)), [3])
+        return {"slope": slope, "sigma": jnp.exp(sigma[0])}
+
+    guide = vi.mean_field().init(jax.random.key(2), {"slope": jnp.zeros(3), "sigma": jnp.float32(-1.0)})
+    draws = {"slope": jnp.arange(15.0).reshape(5, 3), "sigma": jnp.linspace(-2, 1, 5)}
+    found = vi.Pathfinder(None, None, jnp.zeros(()), jnp.zeros(1), draws, jnp.ones(()), jnp.bool_(True))
+    draw = {
+        "values": values,
+        "prior": posterior.sample_prior,
+        "pathfinder": found.initial,
+        "guide": guide.sample,
+    }[name]
+    run = jaxprob.sample(
+        posterior, jax.random.key(5), initial=draw, algorithm=still(posterior), chains=3, draws=1, devices=1
+    )
+    for chain in range(3):
+        drawn = draw(_program.start_key(core.fold(jax.random.key(5), chain), 0))
+        expected = drawn if name == "values" else posterior.constrain(drawn)
+        for quantity in ("slope", "sigma"):
+            np.testing.assert_allclose(run.draws[quantity][chain, 0], expected[quantity], rtol=1e-5)
 
 
 def no_mode():

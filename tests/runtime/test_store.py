@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import ml_dtypes
@@ -31,7 +32,7 @@ def rows(start, stop, chains=3):
 @pytest.mark.parametrize("cuts", [[0, 50], [0, 1, 2, 13, 50], [0, 10, 20, 50]])
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_what_is_appended_is_read(tmp_path, cuts, chunk):
-    stores = [MemoryStore(), ZarrStore(tmp_path / "draws.zarr", chunk)]
+    stores = [MemoryStore(), MemoryStore(chunk), ZarrStore(tmp_path / "draws.zarr", chunk)]
     for store in stores:
         for start, stop in itertools.pairwise(cuts):
             store.append(rows(start, stop))
@@ -41,6 +42,19 @@ def test_what_is_appended_is_read(tmp_path, cuts, chunk):
             read = store.read(path)
             assert read.dtype == value.dtype
             np.testing.assert_array_equal(read, np.moveaxis(value, 0, 1))
+
+
+def test_memory_holds_the_rows_and_not_the_buffers_they_come_in():
+    store = MemoryStore(room=4)
+    for start in range(0, 6, 2):  # the last two find no room
+        buffer = np.full((1000, 3), np.nan)
+        buffer[:2] = rows(start, start + 2)["posterior/x64"]
+        store.append({"posterior/x64": buffer[:2]})
+        gone = weakref.ref(buffer)
+        del buffer
+        assert gone() is None
+    np.testing.assert_array_equal(store.read("posterior/x64"), rows(0, 6)["posterior/x64"].T)
+    assert store.read("posterior/x64").base.nbytes <= 2 * 6 * 3 * 8
 
 
 def test_readers_never_see_rows_that_are_not_there(tmp_path):

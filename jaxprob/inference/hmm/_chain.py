@@ -1,8 +1,9 @@
 """Sums, maxima and draws over all paths of a chain of discrete states, from log weights: what HMMs and CRFs share.
 
-The weight of a path z is initial[z_0] + sum_t transition_t[z_{t-1}, z_t] + sum_t scores[t, z_t]. Messages are kept as
-logarithms and normalised at each time, so that neither a long series nor a steep score loses digits. In parallel only
-what is normalised is scanned; the total is added up afterwards from one-step sums, which are small.
+The weight of a path z is initial[z_0] + sum_t transition_t[z_{t-1}, z_t] + sum_t scores[t, z_t]. Messages are
+normalised at each time, and kept as logarithms where probabilities would underflow, so that neither a long series nor
+a steep score loses digits. In parallel only what is normalised is scanned; the total is added up afterwards from
+one-step sums, which are small.
 
 Source: Rabiner (1989), "A tutorial on hidden Markov models"; Hassan, Särkkä & García-Fernández (2021), "Temporal
 parallelization of inference in hidden Markov models".
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import core, scan
+from jaxprob.inference.hmm import _scaled as scaled
+from jaxprob.inference.hmm._scaled import top
 from jaxprob.scan import monoids
 
 # From how many states on a product of matrices is faster than a sum of exponentials (benchmark on a CPU).
@@ -99,12 +102,6 @@ def normalized(weights: jax.Array, axis: Any = -1) -> jax.Array:
     return weights - jnp.where(total == -jnp.inf, 0, total)
 
 
-def top(weights: jax.Array) -> jax.Array:
-    """The largest of all, 0 if that is -inf: a shift that is taken out, whatever its value."""
-    largest = lax.stop_gradient(jnp.max(weights))
-    return jnp.where(largest == -jnp.inf, 0, largest)
-
-
 def factor(logs: jax.Array) -> Factor:
     """What `log_product` needs of a matrix of log weights."""
     if logs.shape[0] < MANY_STATES:
@@ -149,6 +146,13 @@ def forward(chain: Chain, method: str) -> Forward:
         predicted = jnp.concatenate([jnp.expand_dims(chain.initial, 0), moved])
         return Forward(filtered, predicted, core.logsumexp(predicted + chain.scores, -1))
 
+    fast, right = scaled.forward(chain)
+    choice = core.all_of_batch(right)
+    return lax.cond(choice, lambda _, fast: Forward(*fast), lambda chain, _: _by_logarithms(chain), chain, fast)
+
+
+def _by_logarithms(chain: Chain) -> Forward:
+    """Messages from the past, whatever the weights."""
     at = chain.factors()
 
     def step(weights: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
@@ -177,7 +181,14 @@ def backward(chain: Chain, method: str) -> jax.Array:
         products = scan.associative(_combine_back, matrices, reverse=True, method="parallel").states
         messages = core.logsumexp(products, -1)
         return jnp.concatenate([messages, last])
+    fast, right = scaled.backward(chain)
+    choice = core.all_of_batch(right)
+    messages = lax.cond(choice, lambda _, fast: fast, lambda chain, _: _back_by_logarithms(chain), chain, fast)
+    return jnp.concatenate([messages, last])
 
+
+def _back_by_logarithms(chain: Chain) -> jax.Array:
+    """Messages from the future of all times but the last, whatever the weights."""
     at = chain.factors(back=True)
 
     def step(message: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
@@ -185,8 +196,8 @@ def backward(chain: Chain, method: str) -> jax.Array:
         before = backward_step(message + scores, at(matrix), move)
         return before, before
 
-    messages = scan.scan(step, last[0], (chain.varying, chain.scores[1:]), reverse=True)[1]
-    return jnp.concatenate([messages, last])
+    last = jnp.zeros_like(chain.scores[0])
+    return scan.scan(step, last, (chain.varying, chain.scores[1:]), reverse=True)[1]
 
 
 def backward_step(message: jax.Array, by: Factor, move: Any) -> jax.Array:
@@ -251,7 +262,8 @@ def expected_moves(chain: Chain, found: Forward, messages: jax.Array) -> jax.Arr
 
     # A factor so large may stand beside one that underflows; below it what is lost is nothing beside a count of one.
     most = -0.7 * math.log(float(jnp.finfo(after.dtype).tiny))
-    return lax.cond(jnp.max(after, initial=0) + top(chain.transition) > most, one_by_one, at_once)
+    fits = jnp.max(after, initial=0) + top(chain.transition) <= most
+    return lax.cond(core.all_of_batch(fits), at_once, one_by_one)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.inference.hmm._chain import Chain, prefixes, stay, top
+from jaxprob.inference.hmm._chain import Chain, prefixes, stay
+from jaxprob.inference.hmm._scaled import top
 from jaxprob.scan import monoids
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
 from jaxprob import core, scan
@@ -21,7 +22,7 @@ from jaxprob.models.state_space._linear_gaussian import DYNAMICS
 
 @core.pytree
 class Forecast:
-    """What is expected to be observed.
+    """What is expected to be observed; with a leading axis where that was asked for from several origins.
 
     Attributes:
       mean: (steps, m), of the observations.
@@ -57,50 +58,79 @@ class Forecast:
 
 
 def forecast(
-    model: LinearGaussian | StateSpaceModel, filtered: Filtered, steps: int, *, linearize: Any = None
+    model: LinearGaussian | StateSpaceModel,
+    filtered: Filtered,
+    steps: int,
+    *,
+    origins: Any = None,
+    linearize: Any = None,
 ) -> Forecast:
-    """What follows the data that a filter has seen.
+    """What follows the data that a filter has seen, or what would have been said to follow earlier on.
 
     Args:
       model: the one that was filtered with; where entries vary in time, one that goes on for `steps` more.
       filtered: what `filter` returned.
       steps: how many times ahead.
+      origins: (k,) whole numbers, the last times that each of k forecasts knows of (rolling origin); the results have
+        a leading axis (k,), and `ys[origins[i] + 1 + j]` is what step j of forecast i is of. None for the end of the
+        data, without that axis.
       linearize: see `kalman.filter`; a rule that takes moments.
 
     Returns:
       `Forecast`.
 
     Raises:
-      ValueError: if the model does not span the times to come, or there is nothing that was filtered.
+      ValueError: if the model does not span the times to come, there is nothing that was filtered, or an origin is no
+        time of it.
 
     >>> from jaxprob.inference import kalman
     >>> walk = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.ones(1))
     >>> ahead = forecast(walk, kalman.filter(walk, jnp.array([1.0, 2.0])), steps=2)
     >>> print(*(f"{x:.3f}" for x in ahead.mean[:, 0]), *(f"{x:.3f}" for x in ahead.covariance[:, 0, 0]))
     1.400 1.400 2.600 3.600
+    >>> found = kalman.filter(walk, jnp.array([1.0, 2.0, 4.0]))
+    >>> forecast(walk, found, steps=1, origins=[0, 1]).mean[:, 0, 0].round(3).tolist()  # of the 2 and of the 4
+    [0.5, 1.399...]
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise core.bad_value("kalman.forecast", "steps", steps, "a number of times, at least 1")
     times = filtered.mean.shape[0]
     if not times:
         raise core.bad_value("kalman.forecast", "filtered", "of no times", "at least one")
-    if not model.fits(times + steps):
+    if origins is not None:
+        origins = jnp.asarray(origins)
+        known = np.asarray([times - 1] if isinstance(origins, jax.core.Tracer) else origins)
+        if origins.ndim != 1 or not jnp.issubdtype(origins.dtype, jnp.integer) or not origins.shape[0]:
+            raise core.bad_value("kalman.forecast", "origins", origins, "whole numbers (k,), at least one")
+        if known.min() < 0 or known.max() >= times:
+            raise core.bad_value("kalman.forecast", "origins", known.tolist(), f"times from 0 to {times - 1}")
+        end = int(known.max()) + 1 + steps
+        spans = model.until(end).fits(end)
+    else:
+        end = times + steps
+        spans = model.fits(end)
+    if not spans:
         got = "one whose inputs end before or after that"
         if isinstance(model, LinearGaussian):
             got = ", ".join(f"{getattr(model, name).shape[0]} of {name}" for name in model.time_varying)
         todo = "Filter with model.until(time) of a model that goes on"
-        raise core.bad_value("kalman.forecast", "model", got, f"one of {times + steps} times", todo)
-    last = (filtered.mean[-1], filtered.factor[-1])
+        raise core.bad_value("kalman.forecast", "model", got, f"one of {end} times", todo)
     rule = as_rule("kalman.forecast", linearize)
-    if not isinstance(model, StateSpaceModel):
-        return _forecast(model, last, times, steps)
-    if isinstance(rule, Laplace):
+
+    def after(last: tuple[jax.Array, jax.Array], times: Any) -> Forecast:
+        if not isinstance(model, StateSpaceModel):
+            return _forecast(model, last, times, steps)
+        return _forecast_by(rule, model, last, times, steps)
+
+    if isinstance(model, StateSpaceModel) and isinstance(rule, Laplace):
         raise core.bad_value("kalman.forecast", "linearize", "'laplace'", "a rule that takes moments", "Try 'cubature'")
-    return _forecast_by(rule, model, last, times, steps)
+    if origins is None:
+        return after((filtered.mean[-1], filtered.factor[-1]), times)
+    return jax.vmap(after)((filtered.mean[origins], filtered.factor[origins]), origins + 1)
 
 
-@functools.partial(jax.jit, static_argnames=("times", "steps"))
-def _forecast(model: LinearGaussian, last: tuple[jax.Array, jax.Array], times: int, steps: int) -> Forecast:
+@functools.partial(jax.jit, static_argnames="steps")
+def _forecast(model: LinearGaussian, last: tuple[jax.Array, jax.Array], times: Any, steps: int) -> Forecast:
     low = last[0].dtype
     dtype = core.accumulator_dtype(core.result_dtype(*jax.tree.leaves(model), low))
 
@@ -124,9 +154,9 @@ def _forecast(model: LinearGaussian, last: tuple[jax.Array, jax.Array], times: i
     return jax.tree.map(lambda leaf: leaf.astype(low), result)
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "times", "steps"))
+@functools.partial(jax.jit, static_argnames=("rule", "steps"))
 def _forecast_by(
-    rule: Extended | SigmaPoints, model: StateSpaceModel, last: tuple[jax.Array, jax.Array], times: int, steps: int
+    rule: Extended | SigmaPoints, model: StateSpaceModel, last: tuple[jax.Array, jax.Array], times: Any, steps: int
 ) -> Forecast:
     low = last[0].dtype
     dtype, function = conditional.working_dtype(model, last[0]), "kalman.forecast"

@@ -31,22 +31,23 @@ def product(one: jax.Array, other: jax.Array) -> jax.Array:
     return core.matmul(one, other)
 
 
-def loop(length: int, body: Any, carry: Any) -> Any:
-    """`carry = body(i, carry)` for each i, written out where there are few."""
-    if length > UNROLLED:
+def loop(length: int, body: Any, carry: Any, once: bool = False) -> Any:
+    """`carry = body(i, carry)` for each i, written out where there are few and this is not done `once`."""
+    if length > (1 if once else UNROLLED):
         return lax.fori_loop(0, length, body, carry)
     for index in range(length):
         carry = body(index, carry)
     return carry
 
 
-def triangularize(rows: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
+def triangularize(rows: jax.Array, sizes: jax.Array | None = None, once: bool = False) -> jax.Array:
     """The root L of A A^T: lower triangular, with a column of zeros for each row of A that depends on those above it.
 
     Args:
       rows: A, (n, k).
       sizes: (n,), of what rows are sums of, where that may cancel: a row that is left with rounding keeps its value,
         but the derivative of its direction would be noise.
+      once: whether this is no part of a loop over time: a small program then counts for more than a fast one.
 
     Returns:
       (n, n). Derivatives of whatever depends on L L^T are right at any rank.
@@ -59,7 +60,7 @@ def triangularize(rows: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
     share = (8 * rows.shape[1] * jnp.finfo(rows.dtype).eps) ** 2
     least, firm = share * squares, share * (squares if sizes is None else jnp.maximum(squares, sizes * sizes))
     if n <= UNROLLED:
-        return _gram_schmidt(rows, least, firm)
+        return _gram_schmidt(rows, least, firm, once)
     # Reflections are faster than a loop over columns, but leave anything in the column of a row that depends on others.
     factor = core.tria(rows)
     regular = jnp.all(lax.stop_gradient(jnp.diagonal(factor)) ** 2 > firm)
@@ -68,7 +69,7 @@ def triangularize(rows: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
     )
 
 
-def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array) -> jax.Array:
+def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array, once: bool = False) -> jax.Array:
     """The root of `triangularize`.
 
     A row whose square is `least` or less, once those above are taken out, depends on them; of one whose square is no
@@ -76,29 +77,36 @@ def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array) -> jax.Arr
     """
     n = rows.shape[0]
 
-    def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rest, factor = carry
+    def column(i: Any, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
         row = rest[i]
-        square = jnp.sum(row * row)
+        fixed = lax.stop_gradient(row)
+        # What the loop is bound by is the number of sums: one has the square of the row and all products with it.
+        is_firm = jnp.sum(fixed * fixed) > firm[i]
+        products = jnp.sum(rest * jnp.expand_dims(jnp.where(is_firm, row, fixed), 0), 1)
+        square = products[i]
         independent = square > least[i]
-        direction = jnp.where(independent, row * lax.rsqrt(jnp.where(independent, square, 1)), 0)
-        direction = jnp.where(square > firm[i], direction, lax.stop_gradient(direction))
-        along = jnp.sum(rest * jnp.expand_dims(direction, 0), 1)
-        along = jnp.where(jnp.arange(n) >= i, along, 0)
-        rest = rest - jnp.expand_dims(along, 1) * jnp.expand_dims(direction, 0)
-        return rest, factor.at[:, i].set(along)
+        scale = jnp.where(independent, lax.rsqrt(jnp.where(independent, square, 1)), 0)
+        scale = jnp.where(is_firm, scale, lax.stop_gradient(scale))
+        along = jnp.where(jnp.arange(n) >= i, products * scale, 0)
+        direction = jnp.where(is_firm, row, fixed) * scale
+        return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(direction, 0), along
 
-    if n > UNROLLED:
-        return loop(n, column, (rows, jnp.zeros((n, n), rows.dtype)))[1]
+    if once or n > UNROLLED:
+
+        def body(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            rest, along = column(i, carry[0])
+            return rest, carry[1].at[:, i].set(along)
+
+        return loop(n, body, (rows, jnp.zeros_like(rows, shape=(n, n))), once)[1]
     rest, columns = rows, []
     for i in range(n):
-        rest, factor = column(i, (rest, jnp.zeros((n, n), rows.dtype)))
-        columns.append(factor[:, i])
+        rest, along = column(i, rest)
+        columns.append(along)
     return jnp.stack(columns, 1)
 
 
-def square_root(covariance: jax.Array) -> jax.Array:
-    """The root of a positive semi-definite matrix (n, n); NaN where it is not one beyond rounding."""
+def square_root(covariance: jax.Array, once: bool = False) -> jax.Array:
+    """The root of a positive semi-definite matrix (n, n); NaN where it is not one beyond rounding. `once` as above."""
     n = covariance.shape[0]
     least = 8 * n * jnp.finfo(covariance.dtype).eps
     # Of the correlation: the powers of tiny variances that derivatives are made of would overflow.
@@ -117,7 +125,7 @@ def square_root(covariance: jax.Array) -> jax.Array:
         along = jnp.where((pivot < -least) | (variances[i] < 0), jnp.nan, along)
         return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(along, 0), factor.at[:, i].set(along)
 
-    return jnp.expand_dims(scale, 1) * loop(n, column, (correlation, jnp.zeros_like(covariance)))[1]
+    return jnp.expand_dims(scale, 1) * loop(n, column, (correlation, jnp.zeros_like(covariance)), once)[1]
 
 
 def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0) -> jax.Array:
@@ -310,9 +318,10 @@ def decorrelate(
 
 
 def predict(moments: Moments, dynamics: jax.Array, offset: jax.Array, noise: jax.Array) -> Moments:
-    """The law of the next state, x+ = F x + b + G w, with the root G (n, k) of the noise."""
-    mean = product(dynamics, moments.mean)
-    mean = mean.at[:, 0].add(offset)
+    """The law of the next state, x+ = F x + b + G w, with the root G (n, k) of the noise; b (n,), or (n, 1 + d)."""
+    offset = jnp.expand_dims(offset, 1) if offset.ndim == 1 else offset
+    rest = moments.mean.shape[1] - offset.shape[1]
+    mean = product(dynamics, moments.mean) + jnp.pad(offset, ((0, 0), (0, rest)))
     # What a row would be if nothing in it cancelled.
     sizes = core.matvec(jnp.abs(dynamics), jnp.sqrt(jnp.sum(lax.stop_gradient(moments.factor) ** 2, 1)))
     rows = jnp.concatenate([product(dynamics, moments.factor), noise], 1)

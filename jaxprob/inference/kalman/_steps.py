@@ -9,6 +9,7 @@ Source: de Jong (1991), "The diffuse Kalman filter".
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +119,7 @@ def prepare(model: LinearGaussian, ys: jax.Array, seen: jax.Array) -> Steps:
     pairs = (
         entry("dynamics"),
         entry("dynamics_offset"),
-        entry("dynamics_covariance", square_root),
+        entry("dynamics_covariance", functools.partial(square_root, once=True)),
         entry("emission"),
         entry("emission_covariance"),
         (None, jnp.concatenate([jnp.expand_dims(values, 2), none], 2)),
@@ -129,7 +130,7 @@ def prepare(model: LinearGaussian, ys: jax.Array, seen: jax.Array) -> Steps:
 
 def _start(model: LinearGaussian, values: jax.Array) -> Moments:
     mean = jnp.expand_dims(model.initial_mean, 1)
-    factor = square_root(model.initial_covariance)
+    factor = square_root(model.initial_covariance, once=True)
     if not model.diffuse_size:
         return Moments(mean, factor)
     # A number of which nothing is known may as well have a normal one added to it: the results are the same for any

@@ -74,6 +74,7 @@ from jaxprob.inference.mcmc._parallel_tempering import TemperingState as Temperi
 from jaxprob.inference.mcmc._parallel_tempering import parallel_tempering as parallel_tempering
 from jaxprob.inference.mcmc._random_walk import independent_metropolis as independent_metropolis
 from jaxprob.inference.mcmc._random_walk import random_walk_metropolis as random_walk_metropolis
+from jaxprob.inference.mcmc._riemannian import RiemannianHMCInfo as RiemannianHMCInfo
 from jaxprob.inference.mcmc._riemannian import riemannian_hmc as riemannian_hmc
 from jaxprob.inference.mcmc._riemannian import riemannian_nuts as riemannian_nuts
 from jaxprob.inference.mcmc._schedules import cosine_schedule as cosine_schedule
@@ -96,6 +97,8 @@ from jaxprob.inference.mcmc._stochastic_gradient_momentum import sghmc as sghmc
 from jaxprob.inference.mcmc._stochastic_gradient_momentum import sgnht as sgnht
 from jaxprob.inference.mcmc._tempering_warmup import Ladder as Ladder
 from jaxprob.inference.mcmc._tempering_warmup import tempering_warmup as tempering_warmup
+from jaxprob.inference.mcmc._walnuts import WALNUTSInfo as WALNUTSInfo
+from jaxprob.inference.mcmc._walnuts import walnuts as walnuts
 from jaxprob.inference.mcmc._warmup import Warmup as Warmup
 from jaxprob.inference.mcmc._warmup import WarmupChain as WarmupChain
 from jaxprob.inference.mcmc._warmup import WarmupShared as WarmupShared

@@ -1,7 +1,8 @@
 """Warm-up of microcanonical Langevin Monte Carlo: step size from the energy error, scales and length from the draws.
 
 Of one step the mean squared energy change grows as the sixth power of the step size, so that each transition says which
-step size would have had the wanted one. Scales are learnt in windows, each twice as long as the one before.
+step size would have had the wanted one. Scales are learnt in windows, each twice as long as the one before. An adjusted
+kernel has an acceptance rate to aim at instead, and `warmup` tunes it.
 
 Source: Robnik, De Luca, Silverstein & Seljak (2023), "Microcanonical Hamiltonian Monte Carlo", appendix; Robnik &
 Seljak (2023).
@@ -9,7 +10,8 @@ Seljak (2023).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +27,14 @@ from jaxprob.inference.mcmc._mclmc import MCLMCInfo, mclmc
 from jaxprob.inference.mcmc._metric import Metric
 from jaxprob.inference.mcmc._metric_estimation import Window
 from jaxprob.inference.mcmc._numbers import known_number
-from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, gather, spread_of, window_end_of
+from jaxprob.inference.mcmc._warmup import Schedule, Warmup, WarmupChain, gather, spread_of, warmup, window_end_of
 from jaxprob.inference.mcmc._welford import Moments
 
 REMEMBERED = 150.0  # transitions that the step size rests on, effectively
 TRUST = 1.5  # spread of the log of a step size that one transition asks for
 FARTHEST = 1e4  # no transition says that the error is off by more than this factor, either way
+ENERGY_VARIANCE = 5e-4  # of a transition of the unadjusted kernel, for each dimension
+ACCEPTANCE = 0.9  # the best rate of adjusted microcanonical kernels
 TURNED_BACK = 2.0**6  # what a step into a hole counts as: as one that should have been half as long
 
 
@@ -67,13 +71,16 @@ class MCLMCShared(NamedTuple):
 def mclmc_warmup(
     log_density: core.LogDensity,
     *,
+    kernel: Callable[..., core.Algorithm] = mclmc,
     num_steps: int = 2000,
-    desired_energy_variance: Any = 5e-4,
+    desired_energy_variance: Any = None,
     metric: str | None = "diagonal",
     axis_name: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Warmup:
-    """Tunes step size, trajectory length and a diagonal metric of `mclmc`.
+    """Tunes step size, trajectory length and a diagonal metric of `mclmc`; step size and metric of `adjusted_mclmc`.
+
+    The adjusted kernel is tuned by `warmup`, to an acceptance rate of 0.9. What follows is about the other.
 
     With `xi = energy change^2 / (size * desired_energy_variance)` of each transition, its weight
     `w = exp(-(log(xi) / 9)^2 / 2)` and W the faded sum of the weights before it, the step size is multiplied by
@@ -87,20 +94,24 @@ def mclmc_warmup(
 
     Args:
       log_density: `position -> scalar` on unconstrained positions, a pytree of floating arrays, two scalars or more.
+      kernel: `mclmc` or `adjusted_mclmc`, or a `functools.partial` of one; any factory that takes no
+        `trajectory_length` counts as adjusted.
       num_steps: transitions that tune: the first tenth is for finding the way, the last for the step size alone.
-      desired_energy_variance: (), mean squared energy change of a transition for each scalar in a position. The bias
-        falls as its cube root.
-      metric: "diagonal", or None to leave coordinates as they are.
+      desired_energy_variance: (), mean squared energy change of a transition for each scalar in a position, 5e-4 by
+        default. The bias falls as its cube root. None for an adjusted kernel, which has no bias.
+      metric: "diagonal", or None to leave coordinates as they are; for an adjusted kernel any that `warmup` knows.
       axis_name: named axes over which chains share what is tuned; none for a chain on its own.
-      **options: for `mclmc`.
+      **options: for the kernel; of an adjusted one for `warmup` too, such as `target_acceptance`.
 
     Returns:
       Warmup: an Algorithm (`init`, `step`) and `finish`. The state is a `core.Shared` of `WarmupChain` and
-      `MCLMCShared`; the kernel's state is an `MCLMCState` and its info an `MCLMCInfo`.
+      `MCLMCShared`; the kernel's state is an `MCLMCState` and its info an `MCLMCInfo`. Of an adjusted kernel it is what
+      `warmup` returns.
 
     Raises:
       TypeError: if `log_density` is no function.
-      ValueError: for an unknown metric, a negative number of steps, or a variance that is not above zero.
+      ValueError: for an unknown metric, a negative number of steps, a variance that is not above zero, or a kernel
+        without a step size.
 
     >>> tuning = mclmc_warmup(lambda q: -0.5 * (q**2).sum(), num_steps=20)
     >>> state = tuning.init(jnp.ones(3), jax.random.key(0))
@@ -110,6 +121,14 @@ def mclmc_warmup(
     Source: Robnik, De Luca, Silverstein & Seljak (2023); the diagonal is that of `warmup`.
     """
     target = as_log_density(log_density, "mclmc_warmup")
+    if "trajectory_length" not in inspect.signature(kernel).parameters:
+        if desired_energy_variance is not None:
+            got, todo = f"{desired_energy_variance} for an adjusted kernel", "It has a target_acceptance instead"
+            raise core.bad_value("mclmc_warmup", "desired_energy_variance", got, "None", todo)
+        if metric is None:
+            raise core.bad_value("mclmc_warmup", "metric", "None for an adjusted kernel", "one that warmup knows")
+        rate = {"target_acceptance": ACCEPTANCE}
+        return warmup(kernel, target, num_steps=num_steps, metric=metric, axis_name=axis_name, **(rate | options))
     if metric not in ("diagonal", None):
         raise core.bad_value("mclmc_warmup", "metric", core.describe(metric), "'diagonal' or None")
     if num_steps < 0:
@@ -117,14 +136,20 @@ def mclmc_warmup(
     desired = known_number(
         "mclmc_warmup",
         "desired_energy_variance",
-        desired_energy_variance,
+        ENERGY_VARIANCE if desired_energy_variance is None else desired_energy_variance,
         lambda variance: 0 < variance < jnp.inf,
         "a finite number above 0",
     )
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
     def build(shared: MCLMCShared) -> core.Algorithm:
-        return mclmc(target, shared.step_size, shared.trajectory_length, shared.metric, **options)
+        return kernel(
+            target,
+            step_size=shared.step_size,
+            trajectory_length=shared.trajectory_length,
+            inverse_mass_matrix=shared.metric,
+            **options,
+        )
 
     def init(position: Any, key: core.Key) -> core.Shared:
         vector = hamiltonian.to_vector(position)[0]

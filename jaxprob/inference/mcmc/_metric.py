@@ -30,6 +30,14 @@ class Metric:
 
     factor: jax.Array
 
+    @property
+    def inverse_mass(self) -> jax.Array:
+        """The matrix itself, in the order of a flat position: (size, size), or its diagonal (size,), or a scalar."""
+        if type(self) is Metric and self.factor.ndim < 2:
+            return self.factor**2
+        axes = jnp.eye(self.factor.shape[0], dtype=self.factor.dtype)
+        return core.symmetrize(jax.vmap(lambda axis: self.velocity(self.force(axis)))(axes))
+
     def velocity(self, momentum: jax.Array) -> jax.Array:
         """L z, the velocity of a whitened momentum (size,)."""
         if self.factor.ndim < 2:

@@ -232,8 +232,8 @@ def transitions(
 
     def begin(key: core.Key, state: State) -> Work:
         ground = geometry(state)
-        draws = _draw(core.as_key(key, function), ground.flat, max_tree_depth)
-        return Work(state, draws, _start(ground.start(draws.momentum), max_tree_depth))
+        draws = draw(core.as_key(key, function), ground.flat, max_tree_depth)
+        return Work(state, draws, start_trajectory(ground.start(draws.momentum), max_tree_depth))
 
     def move(work: Work) -> Work:
         ground = geometry(work.state)
@@ -257,12 +257,12 @@ def transitions(
         return State(flat.unravel(last.tree.position), last.tree.log_density, flat.unravel(last.tree.gradient)), info
 
     def step(key: core.Key, state: State) -> tuple[State, NUTSInfo]:
-        return end(lax.while_loop(lambda work: _any(work.trajectory.active), move, begin(key, state)))
+        return end(lax.while_loop(lambda work: any_active(work.trajectory.active), move, begin(key, state)))
 
     return core.Interruptible(init, step, begin, move, finished, end)
 
 
-def _draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
+def draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
     # One call of the generator for all: each costs compile time. A key made of random bits is as good as a split one.
     parts = (flat.size, levels, levels, EARLY)
     width = jnp.finfo(flat.dtype).bits
@@ -284,10 +284,10 @@ def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
         words = jax.random.key_data(core.fold(key, leaf))
         return ((words[0] ^ words[-1]) >> 8).astype(draws.leaves.dtype) * 2.0**-24
 
-    return lax.cond(leaf < EARLY, lambda leaf: _row(draws.leaves, leaf), late, leaf)
+    return lax.cond(leaf < EARLY, lambda leaf: row(draws.leaves, leaf), late, leaf)
 
 
-def _start(leaf: Leaf, levels: int) -> _Trajectory:
+def start_trajectory(leaf: Leaf, levels: int) -> _Trajectory:
     """A trajectory of one point."""
     start, initial, motion = leaf
     # Made from what differs between chains: `vmap` finds out which parts of a carry differ by going through the loop
@@ -313,14 +313,46 @@ def _start(leaf: Leaf, levels: int) -> _Trajectory:
 
 def _leaf(geometry: Geometry, draws: _Draws, carry: _Trajectory, most: Any, descend: Any) -> _Trajectory:
     """Adds one leaf to a trajectory, of `most` at the most: one step, and the merges that it completes."""
+    leaf = geometry.integrate(*growing_end(draws, carry))
+    return add_leaf(geometry.inner, draws, carry, leaf, most, descend)
+
+
+def growing_end(draws: _Draws, carry: _Trajectory) -> tuple[Point, jax.Array]:
+    """The end where a trajectory grows next, without its log density and gradient, and whether that is forward."""
+    depth = 31 - lax.clz(carry.leaves)
+    forward = row(draws.forwards, depth)
+    position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
+    return Point(position, momentum, force, force, carry.initial), forward
+
+
+def add_leaf(
+    inner: Callable[[jax.Array, jax.Array], jax.Array],
+    draws: _Draws,
+    carry: _Trajectory,
+    leaf: Leaf,
+    most: Any,
+    descend: Any,
+    ready: Any = True,
+    broken: Any = False,
+) -> _Trajectory:
+    """A trajectory with one leaf more at the end that grows, and the merges that it completes.
+
+    Args:
+      inner: of the `Geometry`.
+      draws: of the transition.
+      carry: the trajectory so far.
+      leaf: the new one.
+      most: leaves of a trajectory.
+      descend: as in `nuts`.
+      ready: (), bool: whether there is a leaf; without one the trajectory stays.
+      broken: (), bool: whether there is no way back from the leaf: the doubling is rejected, as by a divergence.
+    """
     levels, initial = draws.forwards.size, carry.initial
     flips = draws.forwards != jnp.roll(draws.forwards, -1)
     latest = jnp.arange(2).reshape(2, 1, 1) == 1
     depth = 31 - lax.clz(carry.leaves)
-    forward = _row(draws.forwards, depth)
-    position, momentum, force = lax.select(forward, carry.ends[1], carry.ends[0])
-    origin = Point(position, momentum, force, force, initial)
-    point, energy, motion = geometry.integrate(origin, forward)
+    forward = row(draws.forwards, depth)
+    point, energy, motion = leaf
     weight, rate, diverging = hamiltonian.compare(initial, energy)
     # Weights so far apart that the largest is chosen always; only the density's differences count.
     weight = jnp.where(descend & jnp.isfinite(weight), STEEP * (point.log_density + initial), weight)
@@ -332,38 +364,41 @@ def _leaf(geometry: Geometry, draws: _Draws, carry: _Trajectory, most: Any, desc
     subtree = _choose(chosen, here, carry.subtree)._replace(log_weight=total)
 
     def waits(loop: tuple[Any, Any, Any]) -> Any:
-        return (carry.leaves >> loop[0]) & 1 == 1
+        return ((carry.leaves >> loop[0]) & 1 == 1) & ready
 
     def merge(loop: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         level, node, turned = loop
-        node, turns = _merge(geometry.inner, _Span(*_row(carry.stack, level)), node)
+        node, turns = _merge(inner, _Span(*row(carry.stack, level)), node)
         return level + 1, node, jnp.minimum(turned, jnp.where(turns, level, levels))
 
     node = _Span(motion, motion, motion)
     # The first level that turned, or -1 for a divergence, or `levels` for neither.
-    never = jnp.where(diverging, jnp.int32(-1), jnp.int32(levels))
+    never = jnp.where(diverging | broken, jnp.int32(-1), jnp.int32(levels))
     level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
 
     # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
     # rejected whole. Between trees the choice is biased to the newer one.
     full = level > depth
     joins = full & (turned >= depth) & carry.active
-    accepted = joins & (_row(draws.acceptances, depth) < jnp.exp(total - carry.tree.log_weight))
+    accepted = joins & (row(draws.acceptances, depth) < jnp.exp(total - carry.tree.log_weight))
     both = jnp.logaddexp(carry.tree.log_weight, total)
     tree = _choose(accepted, subtree, carry.tree)
     tree = tree._replace(log_weight=jnp.where(joins, both, carry.tree.log_weight))
 
     # The tree waits at its level as seen from the end that grows next. A chain that is done keeps its ends, so that
     # its density is evaluated at points where it has been evaluated already.
-    flip = full & _row(flips, depth)
+    flip = full & row(flips, depth)
     node = _Span(lax.select(flip, node.last, node.first), lax.select(flip, node.first, node.last), node.total)
     moves = (latest == forward) & carry.active
     new = jnp.stack([point.position, point.momentum, point.force])
-    return _Trajectory(
+    waiting = jnp.stack(node)
+    if ready is not True:
+        waiting = jnp.where(ready, waiting, row(carry.stack, level))
+    grown = _Trajectory(
         leaves=carry.leaves + 1,
         initial=initial,
         ends=jnp.where(moves, jnp.expand_dims(new, 0), carry.ends),
-        stack=lax.dynamic_update_index_in_dim(carry.stack, jnp.stack(node), level, 0),
+        stack=lax.dynamic_update_index_in_dim(carry.stack, waiting, level, 0),
         tree=tree,
         subtree=subtree._replace(log_weight=jnp.where(full, -jnp.inf, total)),
         acceptance=carry.acceptance + jnp.where(carry.active, rate, 0),
@@ -372,6 +407,11 @@ def _leaf(geometry: Geometry, draws: _Draws, carry: _Trajectory, most: Any, desc
         diverging=carry.diverging | (carry.active & diverging),
         active=carry.active & (turned == levels) & (carry.leaves + 1 < most),
     )
+    if ready is True:
+        return grown
+    # The stack is as it was already: a selection would copy it.
+    kept: _Trajectory = jax.tree.map(lambda a, b: jnp.where(ready, a, b), grown, carry)
+    return kept._replace(stack=grown.stack)
 
 
 def _merge(inner: Callable[[jax.Array, jax.Array], jax.Array], one: _Span, two: _Span) -> tuple[_Span, jax.Array]:
@@ -389,7 +429,7 @@ def _merge(inner: Callable[[jax.Array, jax.Array], jax.Array], one: _Span, two: 
     return _Span(one.first, two.last, total), ~onwards
 
 
-def _row(array: jax.Array, index: jax.Array) -> jax.Array:
+def row(array: jax.Array, index: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
@@ -398,7 +438,7 @@ def _choose(which: jax.Array, new: _Choice, old: _Choice) -> _Choice:
 
 
 @custom_vmap
-def _any(active: jax.Array) -> jax.Array:
+def any_active(active: jax.Array) -> jax.Array:
     """Whether any chain is active: under `vmap` one answer for all.
 
     A mapped loop with a condition a chain would select between the old and the new value of all it carries, the stack
@@ -407,6 +447,6 @@ def _any(active: jax.Array) -> jax.Array:
     return active
 
 
-@_any.def_vmap
+@any_active.def_vmap
 def _any_of_batch(axis_size: int, in_batched: list[bool], active: jax.Array) -> tuple[jax.Array, bool]:
-    return _any(jnp.any(active)), False
+    return any_active(jnp.any(active)), False

@@ -11,7 +11,7 @@ Riemannian manifolds".
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc import _implicit as implicit
 from jaxprob.inference.mcmc._hamiltonian import Flat, Point, State
-from jaxprob.inference.mcmc._hmc import HMCInfo
 from jaxprob.inference.mcmc._implicit import Manifold, Place
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
 from jaxprob.inference.mcmc._metric import Metric
@@ -30,6 +29,29 @@ from jaxprob.inference.mcmc._nuts import Geometry, Leaf, check_depth, transition
 from jaxprob.inference.mcmc._softabs import softabs
 
 MetricFunction = Callable[[Any], Any]
+
+
+class RiemannianHMCInfo(NamedTuple):
+    """What happened in one transition of `riemannian_hmc`; every field is a scalar.
+
+    Attributes:
+      acceptance_rate: min(1, exp(initial energy - energy)) of the proposal; 0 where a step was none.
+      num_steps: steps of the integrator.
+      diverging: whether the energy error passed 1,000 or was not a number, or a step was none.
+      converged: whether every step was one: its fixed-point iterations converged and led back. Where not, the chain
+        stays.
+      energy: of the new state, with the momentum that took it there.
+      log_density: of the new state.
+      step_size: of the integrator.
+    """
+
+    acceptance_rate: jax.Array
+    num_steps: jax.Array
+    diverging: jax.Array
+    converged: jax.Array
+    energy: jax.Array
+    log_density: jax.Array
+    step_size: jax.Array
 
 
 def riemannian_hmc(
@@ -67,8 +89,8 @@ def riemannian_hmc(
       tolerance: (), where the iterations end, in units of standard deviations; eps^(2/3) by default.
 
     Returns:
-      Algorithm whose state is a `State` and whose info is an `HMCInfo`, where `num_steps` counts steps of the
-      integrator and `diverging` says that a step did not converge or lead back, too.
+      Algorithm whose state is a `State` and whose info is a `RiemannianHMCInfo`; its `converged` says whether all
+      steps converged and led back, `diverging` that one did not, or that the energy is off.
 
     Raises:
       TypeError: if `log_density` or `metric` is no function.
@@ -77,8 +99,8 @@ def riemannian_hmc(
 
     >>> kernel = riemannian_hmc(lambda q: -0.5 * (q**2).sum(), 0.5, num_integration_steps=4)
     >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.ones(3), jax.random.key(1)))
-    >>> bool(info.diverging)
-    False
+    >>> bool(info.converged), bool(info.diverging)
+    (True, False)
 
     Source: Girolami & Calderhead (2011), equations 16 to 18.
     """
@@ -88,30 +110,32 @@ def riemannian_hmc(
     manifold_of = manifolds(name, target, metric, alpha, max_fixed_point_iterations, tolerance)
     num_integration_steps = known_count(name, "num_integration_steps", num_integration_steps)
 
-    def step(key: core.Key, state: State) -> tuple[State, HMCInfo]:
+    def step(key: core.Key, state: State) -> tuple[State, RiemannianHMCInfo]:
         manifold = manifold_of(state)
         flat, size = manifold.flat, step_size.astype(manifold.flat.dtype)
         momentum_key, uniform_key = jax.random.split(core.as_key(key, name))
         normal = jax.random.normal(momentum_key, (flat.size,), flat.dtype)
         first = _start(manifold, state, normal)
 
-        def unfinished(carry: tuple[jax.Array, Leaf]) -> jax.Array:
+        def unfinished(carry: tuple[jax.Array, Leaf, jax.Array]) -> jax.Array:
             # A chain may begin where there is no density, but a trajectory never goes on from there.
-            taken, leaf = carry
+            taken, leaf, _ = carry
             return (taken < num_integration_steps) & ((taken == 0) | jnp.isfinite(leaf.energy))
 
-        def integrate(carry: tuple[jax.Array, Leaf]) -> tuple[jax.Array, Leaf]:
-            return carry[0] + 1, _integrate(manifold, carry[1].point, size)
+        def integrate(carry: tuple[jax.Array, Leaf, jax.Array]) -> tuple[jax.Array, Leaf, jax.Array]:
+            # After a step that is none the energy is infinite, and there is no further one.
+            return carry[0] + 1, *_integrate(manifold, carry[1].point, size)
 
-        taken, last = lax.while_loop(unfinished, integrate, (jnp.int32(0), first))
+        taken, last, converged = lax.while_loop(unfinished, integrate, (jnp.int32(0), first, jnp.bool_(True)))
         weight, rate, diverging = hamiltonian.compare(first.energy, last.energy)
         accepted = jax.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
         point = chosen.point
-        info = HMCInfo(
+        info = RiemannianHMCInfo(
             acceptance_rate=rate,
             num_steps=taken,
             diverging=diverging,
+            converged=converged,
             energy=chosen.energy,
             log_density=point.log_density,
             step_size=size,
@@ -177,7 +201,7 @@ def riemannian_nuts(
             flat,
             size,
             lambda normal: _start(manifold, state, normal),
-            lambda point, forward: _integrate(manifold, point, lax.select(forward, size, -size)),
+            lambda point, forward: _integrate(manifold, point, lax.select(forward, size, -size))[0],
             lambda sums, motions: core.ordered_dot(sums[: flat.size], motions[flat.size :]),
         )
 
@@ -194,8 +218,10 @@ def _start(manifold: Manifold, state: State, normal: jax.Array) -> Leaf:
     return _leaf(place, core.matvec(place.factor, normal), jnp.bool_(True))
 
 
-def _integrate(manifold: Manifold, point: Point, step: jax.Array) -> Leaf:
-    return _leaf(*implicit.generalised_leapfrog(manifold, point.position, point.momentum, step))
+def _integrate(manifold: Manifold, point: Point, step: jax.Array) -> tuple[Leaf, jax.Array]:
+    """The next leaf, and whether the step to it is one, ()."""
+    place, momentum, valid = implicit.generalised_leapfrog(manifold, point.position, point.momentum, step)
+    return _leaf(place, momentum, valid), valid
 
 
 def _leaf(place: Place, momentum: jax.Array, valid: jax.Array) -> Leaf:

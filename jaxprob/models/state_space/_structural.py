@@ -109,17 +109,19 @@ def cycle(period: Any, damping: Any, disturbance: Any) -> LinearGaussian:
     """A wave that dies out and is stirred again: stationary, with the variance `disturbance^2 / (1 - damping^2)`.
 
     Args:
-      period: (), in times; need not be a whole number.
+      period: (), in times, at least 2; need not be a whole number. A negative one, or one below 2, is that of no other
+        series than one of at least 2. Where it is traced, as in a sampler, such a one makes all NaN, and no density.
       damping: (), between 0 and 1: what is left of the amplitude after each time.
       disturbance: (), standard deviation of what is added to each of the two states.
 
     Raises:
-      ValueError: for a damping that is not between 0 and 1, or a period that is not above zero.
+      ValueError: for a damping that is not between 0 and 1, or a period below 2.
     """
     check_number("cycle", "damping", damping, lambda x: 0 <= x < 1, "from 0 to below 1")
-    check_number("cycle", "period", period, lambda x: x > 0, "above zero")
+    check_number("cycle", "period", period, lambda x: x >= 2, "at least 2")
     dtype = dtype_of(period, damping, disturbance)
-    rho, angle = jnp.asarray(damping, dtype), 2 * math.pi / jnp.asarray(period, dtype)
+    rho, period = jnp.asarray(damping, dtype), jnp.asarray(period, dtype)
+    angle = 2 * math.pi / jnp.where(period >= 2, period, jnp.nan)
     sine, cosine = rho * jnp.sin(angle), rho * jnp.cos(angle)
     moves = jnp.stack([jnp.stack([cosine, sine]), jnp.stack([-sine, cosine])])
     start = jnp.asarray(disturbance, dtype) ** 2 / ((1 - rho) * (1 + rho)) * jnp.eye(2, dtype=dtype)

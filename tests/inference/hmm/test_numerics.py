@@ -11,6 +11,8 @@ import scipy.stats
 
 from jaxprob.distributions import Categorical, Normal
 from jaxprob.inference import hmm
+from jaxprob.inference.hmm import _scaled as scaled
+from jaxprob.inference.hmm._scores import chain_of
 from jaxprob.models.state_space import HiddenMarkov
 from tests.inference.hmm import _enumeration as enumeration
 from tests.inference.hmm.test_exact import LOCS, METHODS, SCALES, make
@@ -51,6 +53,85 @@ def test_states_that_never_change_are_not_forgotten(states, method):
     np.testing.assert_allclose(found.probabilities, np.broadcast_to(np.eye(states)[-1], (110, states)), atol=1e-3)
     if states == 3:
         assert hmm.viterbi(model, ys.astype(np.float32), method=method).states.tolist() == [2] * 110
+
+
+def underflow(kind):
+    """Models of four states, and scores by hand: what underflows in float32 is all that is left in the end."""
+    rng = np.random.default_rng(5)
+    initial, locs = rng.dirichlet(np.ones(4)), np.array([-30.0, -10.0, 10.0, 30.0])
+    ys = locs[rng.integers(4, size=12)] + rng.normal(size=12)
+    if kind == "dense":  # far tails, and any state can follow
+        transition = rng.dirichlet(np.ones(4), 4)
+    elif kind == "one way":  # the first state is given up a few times before it turns out to have been left late
+        transition = np.triu(rng.dirichlet(np.ones(4), 4))
+        ys = np.array([10.0, 10.0, -30.0, -30.0, -10.0, -10.0, 10.0, 10.0, 30.0, 30.0, 30.0, 30.0])
+    elif kind == "rare":  # steps of 1e-33, the only ones to where the rest of the series is
+        transition = np.array([[1.0, 1.0, 1e-33, 1e-33]] * 2 + [[1e-33, 1e-33, 1.0, 1.0]] * 2)
+        ys = np.where(np.arange(12) < 6, -10.0, 10.0)
+        locs, ys = np.array([-10.0, -10.5, 10.0, 10.5]) / 2, ys / 2
+    elif kind == "two rare":  # one after the other, the one way to the end: their product underflows
+        transition = np.array(
+            [[1.0, 1e-18, 0.0, 0.0], [0.0, 1.0, 1e-30, 0.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]]
+        )
+        initial, locs = np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.0, 0.5, 3.0, 3.5])
+        ys = np.where(np.arange(12) < 2, 0.0, 3.0)
+    else:  # sparse, and nothing far
+        transition = np.triu(rng.dirichlet(np.ones(4), 4)) + 0.1 * np.eye(4)
+        locs, ys = locs / 20, np.sort(ys) / 20
+    transition = transition / transition.sum(1, keepdims=True)
+    return initial, transition, locs, ys
+
+
+def by_logarithms(initial, transition, densities):
+    """Log likelihood, filtered and smoothed log probabilities (time, K), in logarithms of float64."""
+    add, times = scipy.special.logsumexp, len(densities)
+    with np.errstate(divide="ignore"):
+        steps, before = np.log(transition), np.log(initial) + densities[0]
+    weights = [before]
+    for t in range(1, times):
+        weights.append(add(weights[-1][:, None] + steps, 0) + densities[t])
+    after = np.zeros((times, len(initial)))
+    for t in reversed(range(times - 1)):
+        after[t] = add(steps + densities[t + 1] + after[t + 1], 1)
+    weights = np.array(weights)
+    total = add(weights[-1])
+    return total, weights - add(weights, 1, keepdims=True), weights + after - total
+
+
+def normal_model(initial, transition, locs):
+    arrays = (jnp.asarray(x, jnp.float32) for x in (initial, transition, locs, 1.0))
+    initial, transition, locs, scale = arrays
+    return HiddenMarkov(initial, transition, Normal(locs, scale))
+
+
+@pytest.mark.parametrize("kind", ["dense", "one way", "rare", "two rare", "sparse"])
+def test_what_underflows_is_not_lost(kind):
+    initial, transition, locs, ys = underflow(kind)
+    total, filtered, smoothed = by_logarithms(initial, transition, scipy.stats.norm.logpdf(ys[:, None], locs, 1))
+    model, values = normal_model(initial, transition, locs), jnp.asarray(ys, jnp.float32)
+    found, smooth = hmm.filter(model, values), hmm.smooth(model, values)
+    np.testing.assert_allclose(found.log_likelihood, total, rtol=1e-5)
+    assert abs(float(smooth.log_likelihood) - total) < 1e-5 * abs(total)
+    np.testing.assert_allclose(
+        np.maximum(found.log_probabilities, -2e3), np.maximum(filtered, -2e3), rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(smooth.probabilities, np.exp(smoothed), atol=2e-4)
+    # What is scaled is right, and says so, unless something is lost.
+    chain = chain_of(model, values, jnp.ones(values.shape, bool), False)
+    right = bool(scaled.forward(chain)[1]), bool(scaled.backward(chain)[1])
+    assert right[0] == (kind in ("dense", "sparse"))
+    assert right[1] == right[0] or kind == "two rare"
+
+
+def test_one_series_of_a_batch_that_underflows():
+    initial, transition, locs, ys = underflow("one way")
+    batch = np.stack([ys, np.full(12, -30.0)])
+    model = normal_model(initial, transition, locs)
+    found = jax.vmap(lambda ys: hmm.smooth(model, ys))(jnp.asarray(batch, jnp.float32))
+    for series, value, probabilities in zip(batch, found.log_likelihood, found.probabilities, strict=True):
+        total, _, smoothed = by_logarithms(initial, transition, scipy.stats.norm.logpdf(series[:, None], locs, 1))
+        np.testing.assert_allclose(value, total, rtol=1e-5)
+        np.testing.assert_allclose(probabilities, np.exp(smoothed), atol=2e-4)
 
 
 @pytest.mark.parametrize("states", [3, 16])

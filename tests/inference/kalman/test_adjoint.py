@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from jaxprob.inference import kalman
+from jaxprob.inference.kalman._filter import RUN, _of_steps
+from jaxprob.inference.kalman._parallel import as_tree
+from jaxprob.inference.kalman._steps import prepare
 from jaxprob.models.state_space import LinearGaussian
 from tests.inference.kalman._dense import condition
 from tests.inference.kalman._models import MODELS, make
@@ -92,6 +95,43 @@ def test_both_modes_and_second_derivatives(method, x64):
     np.testing.assert_allclose(jax.jit(jax.jacfwd(likelihood))(x), gradient(x), rtol=1e-10)
     expected = np.stack([(gradient(x + d) - gradient(x - d)) / 2e-5 for d in 1e-5 * np.eye(3)])
     np.testing.assert_allclose(jax.jit(jax.hessian(likelihood))(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "second"),
+    [("sequential", "over reverse"), ("sequential", "over forward"), ("parallel", "over reverse")]
+    + [pytest.param(m, s, marks=pytest.mark.slow) for m, s in (("parallel", "over forward"), ("tree", "over reverse"))],
+)
+def test_hessians_against_differences_of_the_joint_law(method, second, x64, monkeypatch):
+    """A known start and noise of rank one; likelihoods of NumPy, differenced: what is left is 1e-6 of the largest."""
+    if method == "tree":
+        monkeypatch.setitem(RUN, "parallel", as_tree)
+    ys = np.random.default_rng(3).normal(size=(7, 1))
+
+    def model(x, xp):
+        one, zero = xp.ones(()), xp.zeros(())
+        drive = xp.stack([0.5 * one, one])[:, None] * xp.exp(x[0])
+        dynamics = xp.stack([xp.stack([one, one]), xp.stack([zero, x[2]])])
+        return LinearGaussian(
+            np.zeros(2), np.zeros((2, 2)), dynamics, drive @ drive.T, np.array([[1.0, 0.0]]), xp.exp(x[1])[None]
+        )
+
+    def expected(x):
+        return condition(model(x, np), ys)[0]
+
+    x, step = np.array([0.1, -0.3, 0.8]), 1e-3
+    units = step * np.eye(3)
+    differences = [
+        [expected(x + a + b) - expected(x + a - b) - expected(x - a + b) + expected(x - a - b) for b in units]
+        for a in units
+    ]
+
+    def likelihood(x):
+        return _of_steps("parallel" if method == "tree" else method, prepare(model(x, jnp), ys, ys == ys))
+
+    slope = jax.jacrev if second == "over reverse" else jax.jacfwd
+    found = np.asarray(jax.jit(jax.jacfwd(slope(likelihood)))(x))
+    np.testing.assert_allclose(found, np.array(differences) / (4 * step**2), atol=1e-5)
 
 
 def test_directions_left_with_rounding(x64):

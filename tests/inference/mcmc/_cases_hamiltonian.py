@@ -24,6 +24,8 @@ CASES = [
     case("nuts, dense", partial(mcmc.nuts, step_size=0.4, inverse_mass_matrix=DENSE), ("skewed",), steps=600),
     case("nuts, coarse", partial(mcmc.nuts, step_size=0.75), ("skewed",), steps=600),
     case("nuts, cut short", partial(mcmc.nuts, step_size=0.15, max_tree_depth=2), ("skewed",)),
+    case("walnuts", partial(mcmc.walnuts, step_size=0.9), ("skewed", "funnel", "mixture", "path"), steps=600),
+    case("walnuts, tight", partial(mcmc.walnuts, step_size=1.2, energy_tolerance=0.1), ("skewed",), steps=600),
     case(
         "hmc",
         partial(mcmc.hmc, step_size=0.3, num_integration_steps=6),

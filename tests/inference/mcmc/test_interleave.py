@@ -49,9 +49,16 @@ def same(one, two):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), one, two)
 
 
-@pytest.mark.parametrize("options", [{"step_size": 0.3}, {"step_size": 0.05, "max_tree_depth": 4}])
-def test_draws_are_those_of_chains_in_lock_step(options):
-    kernel = mcmc.nuts(centred, **options)
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (mcmc.nuts, {"step_size": 0.3}),
+        (mcmc.nuts, {"step_size": 0.05, "max_tree_depth": 4}),
+        (mcmc.walnuts, {"step_size": 1.0, "max_halvings": 5}),
+    ],
+)
+def test_draws_are_those_of_chains_in_lock_step(make, options):
+    kernel = make(centred, **options)
     states = starts(kernel)
     last, (draws, info) = in_step(kernel, states, 30)
     free_last, (free_draws, free_info) = jax.jit(lambda s, n: mcmc.interleave(kernel, key_of, s, n, 40))(states, 30)

@@ -421,6 +421,24 @@ def test_warm_up_takes_the_adjusted_kernel_to_its_acceptance_rate(target, rng):
     np.testing.assert_allclose(state.shared.metric.factor / SCALES, 1, rtol=0.1)
 
 
+def test_one_call_tunes_both_kernels():
+    """The adjusted one as `warmup` does, to an acceptance rate of 0.9 if nothing else is said; partials count."""
+    adjusted = partial(mcmc.adjusted_mclmc, num_integration_steps=(1, 2))
+
+    def first(tuning):
+        return tuning.step(jax.random.key(1), tuning.init(jnp.ones(50), jax.random.key(0)))
+
+    ours = first(mcmc.mclmc_warmup(wide_gaussian, kernel=adjusted, num_steps=30))
+    theirs = mcmc.warmup(adjusted, wide_gaussian, num_steps=30, target_acceptance=0.9, metric="diagonal")
+    jax.tree.map(np.testing.assert_array_equal, ours, first(theirs))
+    given = mcmc.mclmc_warmup(wide_gaussian, kernel=adjusted, target_acceptance=0.7, metric="dense")
+    shared = given.init(jnp.ones(50), jax.random.key(0)).shared
+    assert shared.metric.factor.shape == (50, 50)
+    np.testing.assert_allclose(shared.target, 0.7)
+    for options, gradients in (({"kernel": partial(mcmc.mclmc, integrator="leapfrog")}, 1), ({}, 2)):
+        assert first(mcmc.mclmc_warmup(wide_gaussian, num_steps=30, **options))[1].num_steps == gradients
+
+
 def test_a_chain_turns_back_at_a_hole_and_says_so():
     kernel = mcmc.mclmc(lambda q: jnp.where(q[0] < 0.5, -0.5 * jnp.sum(q * q), jnp.nan), 2.0, 1e6)
     state = kernel.init(jnp.zeros(3), jax.random.key(0))._replace(direction=jnp.array([1.0, 0.0, 0.0]))
@@ -460,6 +478,17 @@ def test_a_chain_turns_back_at_a_hole_and_says_so():
             ValueError,
             "mclmc_warmup: desired_energy_variance",
         ),
+        (
+            lambda: mcmc.mclmc_warmup(log_density, kernel=mcmc.adjusted_mclmc, desired_energy_variance=1e-3),
+            ValueError,
+            "mclmc_warmup: desired_energy_variance is 0.001 for an adjusted kernel; expected None",
+        ),
+        (
+            lambda: mcmc.mclmc_warmup(log_density, kernel=mcmc.adjusted_mclmc, metric=None),
+            ValueError,
+            "mclmc_warmup: metric is None for an adjusted kernel; expected one that warmup knows",
+        ),
+        (lambda: mcmc.mclmc_warmup(log_density, kernel=mcmc.elliptical_slice), ValueError, "warmup: kernel is ellip"),
     ],
 )
 def test_bad_arguments(build, error, message):

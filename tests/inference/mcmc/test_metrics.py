@@ -16,6 +16,7 @@ from jaxprob.inference import mcmc
 from jaxprob.inference.mcmc import _block_metric as block_metric
 from jaxprob.inference.mcmc import _low_rank_metric as low_rank_metric
 from jaxprob.inference.mcmc import _metric_estimation as metric_estimation
+from jaxprob.inference.mcmc._metric import as_metric
 from tests.runtime.test_resume import Stopper
 
 POOLED = core.Shared(0, None)
@@ -52,6 +53,8 @@ def test_a_low_rank_metric_is_its_matrix(size, rank, dtype, x64, rng):
     for computed, expected in ((metric.velocity(given), root @ vector), (metric.force(given), root.T @ vector)):
         assert computed.dtype == dtype
         np.testing.assert_allclose(computed, expected, **tolerance)
+    assert metric.inverse_mass.dtype == dtype
+    np.testing.assert_allclose(metric.inverse_mass, root @ root.T, rtol=0, atol=2e-6 * np.abs(root @ root.T).max())
 
 
 def test_a_block_metric_is_its_matrix(rng):
@@ -68,7 +71,20 @@ def test_a_block_metric_is_its_matrix(rng):
     vector = rng.normal(size=84)
     np.testing.assert_allclose(metric.velocity(jnp.asarray(vector, "float32")), expected @ vector, atol=1e-4)
     np.testing.assert_allclose(metric.force(jnp.asarray(vector, "float32")), expected.T @ vector, atol=1e-4)
+    np.testing.assert_allclose(metric.inverse_mass, expected @ expected.T, rtol=0, atol=1e-4)
     assert {x.dtype for x in jax.tree.leaves(metric.astype("bfloat16"))} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_a_metric_gives_back_what_it_was_made_of(size, x64, rng):
+    root = np.tril(rng.normal(size=(size, size))) + 3 * np.eye(size)
+    for given in (2.5, rng.lognormal(size=size), root @ root.T):
+        for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-12)):
+            metric = as_metric(jnp.asarray(given, dtype), "test")
+            found = jax.jit(lambda metric: metric.inverse_mass)(metric)
+            assert found.dtype == dtype
+            assert found.shape == np.shape(given)
+            np.testing.assert_allclose(found, given, rtol=0, atol=tolerance * np.max(given))
 
 
 @pytest.mark.parametrize("kernel", [partial(mcmc.hmc, num_integration_steps=4), mcmc.mala], ids=["hmc", "mala"])

@@ -261,6 +261,35 @@ def test_a_step_that_has_not_converged_is_a_divergence_and_the_chain_stays(kerne
     np.testing.assert_array_equal(state.position, np.broadcast_to(here, (20, 2)))
     assert np.isfinite(state.log_density).all()
     np.testing.assert_array_equal(info.acceptance_rate, 0.0)
+    if kernel == "hmc":
+        assert not info.converged.any()
+
+
+def test_a_trajectory_is_rejected_at_the_first_step_that_has_not_converged_and_a_bad_energy_is_no_such_step():
+    """Step sizes at which some trajectories of the funnel have such a step, and some do not."""
+    algorithm = mcmc.riemannian_hmc(funnel, 0.6, num_integration_steps=8, max_fixed_point_iterations=12)
+    starts = jax.random.normal(jax.random.key(2), (200, 2))
+
+    @jax.jit
+    @jax.vmap
+    def transition(key, position):
+        return algorithm.step(key, algorithm.init(position, key))
+
+    state, info = transition(jax.random.split(jax.random.key(1), 200), starts)
+    failed = ~np.asarray(info.converged)
+    assert 10 < failed.sum() < 190
+    assert info.diverging[failed].all()
+    np.testing.assert_array_equal(state.position[failed], starts[failed])
+    np.testing.assert_array_equal(info.acceptance_rate[failed], 0.0)
+    assert (np.asarray(info.num_steps)[~failed] == 8).all()
+    assert (np.asarray(info.num_steps)[failed] < 8).any()  # nothing goes on from there
+    assert np.any(state.position[~failed] != starts[~failed])
+    # With a constant metric every step converges; a density that is a wall makes divergences all the same.
+    wall = mcmc.riemannian_hmc(lambda q: jnp.where(q[0] < 0.5, 0.0, -1e4 * q[0]), 0.5, lambda q: jnp.eye(2))
+    start = wall.init(jnp.array([0.4, 0.0]), jax.random.key(0))
+    _, info = jax.jit(jax.vmap(lambda key: wall.step(key, start)))(jax.random.split(jax.random.key(3), 20))
+    assert info.diverging.any()
+    assert info.converged.all()
 
 
 def test_a_step_that_does_not_lead_back_is_none(x64):

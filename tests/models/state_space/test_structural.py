@@ -143,6 +143,17 @@ def test_the_tour(ys):
     assert all(np.isfinite(x) for x in jax.tree.leaves(jax.grad(posterior.log_density)(position)))
 
 
+def test_a_traced_period_below_two_has_no_density():
+    """A period of -8 or of 8 / 7 would be that of 8, and a sampler would find each law many times."""
+
+    def density(period):
+        model = ss.cycle(period, 0.8, 0.6) + ss.observed_with(1.0)
+        return kalman.log_likelihood(model, np.sin(np.arange(9, dtype=np.float32)))
+
+    found = jax.jit(jax.vmap(density))(jnp.array([8.0, 2.0, 1.99, 8 / 7, 0.0, -8.0]))
+    assert np.isfinite(found).tolist() == [True, True, False, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -150,6 +161,8 @@ def test_the_tour(ys):
         (lambda: ss.seasonal(1, 0.1), "period is 1"),
         (lambda: ss.trigonometric_seasonal(12, 0.1, harmonics=7), "harmonics is 7; expected an integer from 1 to 6"),
         (lambda: ss.cycle(5.0, 1.0, 0.1), "damping is 1.0"),
+        (lambda: ss.cycle(-5.0, 0.9, 0.1), "period is -5.0; expected at least 2"),
+        (lambda: ss.cycle(1.9, 0.9, 0.1), "period is 1.9; expected at least 2"),
         (lambda: ss.regression(np.zeros(5)), "xs is a float32 array"),
     ],
 )
