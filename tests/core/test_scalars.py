@@ -14,7 +14,7 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprob import core
+from jaxprob import core, scan
 
 ONE = Decimal(1)
 # Beyond this exp(-|x|) is below everything that is compared here.
@@ -141,6 +141,12 @@ def test_derivative_of_the_square_root_is_bounded():
     np.testing.assert_allclose(slope[:3], 1000.0, rtol=1e-6)
     assert jax.jit(jax.grad(lambda x: core.sqrt_one_minus_exp(x, max_derivative=5.0)))(1e-12) == 5.0
     assert np.isfinite(jax.jit(jax.grad(jax.grad(core.sqrt_one_minus_exp)))(0.0))
+
+    def looped(x):
+        return scan.scan(lambda total, x: (total + core.sqrt_one_minus_exp(x) ** 2, None), 0.0, x)[0]
+
+    np.testing.assert_allclose(jax.jit(jax.hessian(looped))(x)[4, 4], -np.exp(-x[4]), rtol=1e-4)
+    assert np.isfinite(jax.jit(jax.hessian(looped))(x)).all()
 
 
 def test_higher_derivatives_of_the_zero_order_hold(x64):
