@@ -9,10 +9,11 @@ and tail ESS over all parameters by one function for all; z is the largest |mean
 errors (those of the reference included) for means and mean squares; peak memory is the process's, less what it held
 before the first run.
 
-`--samplers` takes more: `jaxprob-diagonal`, `jaxprob-chees`, `jaxprob-mclmc`, `numpyro-sequential`, and `nutpie`, which
-no dependency group has (`pip install --target DIR nutpie "arviz<1" ...` and PYTHONPATH=DIR). nutpie takes the jitted
-density and gradient in float64 as a Python function, one chain after another: each gradient pays for a call from Rust
-into Python and from there into XLA, so that its effective samples per gradient are fair and those per second are not.
+`--samplers` takes more: `jaxprob-diagonal`, `jaxprob-walnuts`, `jaxprob-chees`, `jaxprob-mclmc`, `numpyro-sequential`,
+and `nutpie`, which no dependency group has (`pip install --target DIR nutpie "arviz<1" ...` and PYTHONPATH=DIR). nutpie
+takes the jitted density and gradient in float64 as a Python function, one chain after another: each gradient pays for a
+call from Rust into Python and from there into XLA, so that its effective samples per gradient are fair and those per
+second are not.
 
 References are those of posteriordb, closed forms, or runs of NumPyro in float64, 8 chains of 20,000 draws or more in
 coordinates in which they mix; how well they did is in the file. Of these the error of a mean square is measured, since
@@ -131,7 +132,7 @@ def with_walnuts(target, starts, key, chains):
 
     from jaxprob.inference import mcmc
 
-    algorithm = partial(mcmc.warmup, mcmc.walnuts, target_acceptance=0.7)
+    algorithm = partial(mcmc.warmup, partial(mcmc.walnuts, max_halvings=6), target_acceptance=0.7)
     return with_jaxprob(target, starts, key, chains, algorithm=algorithm, interleave=chains >= 32)
 
 

@@ -123,7 +123,8 @@ def walnuts(
       inverse_mass_matrix: an estimate of the posterior covariance: (size,) its diagonal, (size, size) all of it, or a
         scalar, where size is the number of scalars in a position, in flattening order.
       energy_tolerance: (), the largest minus the smallest energy that are allowed within a step, in nats.
-      max_halvings: how often a step may be halved; where that is not enough the transition is a divergence.
+      max_halvings: how often a step may be halved; where that is not enough the transition is a divergence. Of many
+        chains a few in the deepest places take most of the time: with 6 the centred eight schools take a quarter of it.
       max_tree_depth: how often a trajectory may be doubled; sizes the memory of a transition.
       tree_depth_limit: (), integer that may be traced and bounds the doublings further; none by default.
       descend: as for `nuts`, for warm-up.
