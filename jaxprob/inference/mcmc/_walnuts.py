@@ -141,7 +141,7 @@ def walnuts(
     >>> kernel = walnuts(lambda q: -0.5 * (q**2 * jnp.array([1.0, 400.0])).sum(), step_size=0.5)
     >>> state, info = kernel.step(jax.random.key(0), kernel.init(jnp.zeros(2), jax.random.key(1)))
     >>> bool(info.diverging), int(info.num_halvings)
-    (False, 4)
+    (False, 3)
 
     Source: Bou-Rabee, Carpenter, Kleppe & Liu (2025), with the deterministic rule for the number of halvings.
     """
