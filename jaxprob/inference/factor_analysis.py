@@ -39,7 +39,7 @@ def probabilistic_pca(xs: Any, latents: int) -> FactorAnalysis:
 
     >>> xs = jnp.array([[1.0, 1.1, 0.9], [-1.0, -0.9, -1.1], [2.0, 2.0, 2.1], [-2.0, -2.2, -1.9]])
     >>> probabilistic_pca(xs, 1).loadings[:, 0].round(1).tolist()
-    [1.6, 1.6..., 1.6]
+    [1.6..., 1.6..., 1.6...]
 
     Source: Tipping & Bishop (1999), equations 7 and 8.
     """
