@@ -89,8 +89,9 @@ def forecast(
     >>> print(*(f"{x:.3f}" for x in ahead.mean[:, 0]), *(f"{x:.3f}" for x in ahead.covariance[:, 0, 0]))
     1.400 1.400 2.600 3.600
     >>> found = kalman.filter(walk, jnp.array([1.0, 2.0, 4.0]))
-    >>> forecast(walk, found, steps=1, origins=[0, 1]).mean[:, 0, 0].round(3).tolist()  # of the 2 and of the 4
-    [0.5, 1.399...]
+    >>> each = forecast(walk, found, steps=1, origins=[0, 1]).mean[:, 0, 0]  # of the 2 and of the 4
+    >>> [round(float(mean), 3) for mean in each]
+    [0.5, 1.4]
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise core.bad_value("kalman.forecast", "steps", steps, "a number of times, at least 1")
