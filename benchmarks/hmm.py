@@ -14,8 +14,7 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import time
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from jaxprob.inference import hmm
 from jaxprob.models.state_space import HiddenMarkov
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 TASKS = ("log likelihood", "filter", "smoother", "best path", "gradient")
 
 
@@ -84,22 +84,6 @@ def with_dynamax(parameters, task):
     return calls[task]
 
 
-def measure(runs, ys, rounds):
-    """Medians of run seconds, in turn, and compile seconds; and what each returns."""
-    first, seconds, values = {}, {name: [] for name in runs}, {}
-    for name, run in runs.items():
-        began = time.perf_counter()
-        values[name] = jax.block_until_ready(run(ys))
-        first[name] = time.perf_counter() - began
-    for _ in range(rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run(ys))
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {name: {"run_s": medians[name], "compile_s": first[name] - medians[name]} for name in runs}, values
-
-
 def weights(parameters, ys, paths):
     """Log probabilities of paths and observations together, in float64 NumPy."""
     p = {name: np.asarray(x, np.float64) for name, x in parameters.items()}
@@ -122,6 +106,8 @@ def difference(task, parameters, ys, one, other):
 
 
 def main():
+    from benchmarks._in_turn import measure
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path)

@@ -268,6 +268,7 @@ def test_without_a_tolerance_walnuts_is_nuts():
         ({"energy_tolerance": np.nan}, "energy_tolerance"),
         ({"max_halvings": -1}, "max_halvings"),
         ({"max_halvings": 1.5}, "max_halvings"),
+        ({"max_halvings": 31}, "max_halvings"),
         ({"max_tree_depth": 0}, "max_tree_depth"),
         ({"step_size": -1.0}, "step_size"),
     ],

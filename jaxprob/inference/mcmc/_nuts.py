@@ -263,6 +263,7 @@ def transitions(
 
 
 def draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
+    """The random numbers of a transition of at most `levels` doublings."""
     # One call of the generator for all: each costs compile time. A key made of random bits is as good as a split one.
     parts = (flat.size, levels, levels, EARLY)
     width = jnp.finfo(flat.dtype).bits
@@ -430,6 +431,7 @@ def _merge(inner: Callable[[jax.Array, jax.Array], jax.Array], one: _Span, two: 
 
 
 def row(array: jax.Array, index: jax.Array) -> jax.Array:
+    """`array[index]`, of the leading axis."""
     return lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 

@@ -111,11 +111,11 @@ def walnuts(
     tree_depth_limit: Any = None,
     descend: Any = False,
 ) -> core.Interruptible:
-    """The no-U-turn sampler with steps that adapt along the trajectory, for densities whose scale changes from place to
-    place, such as funnels: `nuts` with one step size misses their necks, and says so by divergences or not at all.
+    """The no-U-turn sampler with steps that adapt along the trajectory.
 
-    Where no step needs halving this is `nuts`, draw for draw; each halving costs the gradients of the attempts, and of
-    asking whether the way back is the same.
+    For densities whose scale changes from place to place, such as funnels: `nuts` with one step size misses their
+    necks, and says so by divergences or not at all. Where no step needs halving this is `nuts`, draw for draw; each
+    halving costs the gradients of the attempts, and of asking whether the way back is the same.
 
     Args:
       log_density: `position -> scalar` on unconstrained positions, any pytree of floating arrays.
@@ -150,6 +150,8 @@ def walnuts(
     metric = as_metric(inverse_mass_matrix, "walnuts")
     nuts.check_depth(max_tree_depth, "walnuts")
     core.check_whole("walnuts", least=0, max_halvings=max_halvings)
+    if max_halvings > 20:
+        raise core.bad_value("walnuts", "max_halvings", max_halvings, "an integer from 0 to 20")
     tolerance = known_number("walnuts", "energy_tolerance", energy_tolerance, lambda x: x > 0, "a number above zero")
     limit = max_tree_depth if tree_depth_limit is None else jnp.clip(tree_depth_limit, 1, max_tree_depth)
 
