@@ -114,7 +114,7 @@ def with_jaxprob(target, starts, key, chains, **options):
         times["sampling"],
         int(result.stats["num_steps"].sum()),
         int(result.stats["diverging"].sum()),
-        f"{result.meta['algorithm']}, {result.meta['warmup']} steps",
+        f"{result.algorithm}, {result.meta['warmup']} steps",
     )
 
 

@@ -230,7 +230,7 @@ def _divergences(run: Run) -> Iterator[Finding]:
         "Divergences",
         f"{_diverged(diverging)}: the simulated trajectory did not follow the true one."
         f"{_unconverged(run.stats)}{chain}{_where(run.leaves, diverging)}",
-        *_weight(share),
+        *_weight(share, halved="num_halvings" in run.stats),
     )
 
 
@@ -239,11 +239,14 @@ def _diverged(diverging: np.ndarray) -> str:
     return f"{count(number, 'draw')} of {diverging.size:,} ({_percent(number / diverging.size)}) diverged"
 
 
-def _weight(share: float) -> tuple[str, str]:
-    """What a share of divergences means, and what to try."""
+def _weight(share: float, halved: bool) -> tuple[str, str]:
+    """What a share of divergences means, and what to try; `halved`: whether steps were shortened where they failed."""
     careful = (
-        "a target acceptance of 0.95 or 0.99, which makes the steps smaller "
-        "(algorithm=partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.95), or --target-acceptance)"
+        "more halvings of a step (algorithm=partial(mcmc.walnuts, max_halvings=8))"
+        if halved
+        else "steps that shorten themselves there (algorithm=mcmc.walnuts, or --algorithm walnuts), or a target "
+        "acceptance of 0.95 or 0.99, which makes all of them smaller (algorithm=partial(mcmc.warmup, mcmc.nuts, "
+        "target_acceptance=0.95), or --target-acceptance)"
     )
     reparametrise = "for hierarchical models the non-centred form"
     if share <= RARE_DIVERGENCES:
@@ -254,7 +257,7 @@ def _weight(share: float) -> tuple[str, str]:
         )
     if share < MANY_DIVERGENCES:
         return (
-            "There are regions, usually narrow ones, that the sampler cannot enter with this step size. The draws "
+            "There are regions, usually narrow ones, that the sampler cannot enter with such steps. The draws "
             "leave them out, and more draws do not bring them in: results are biased by as much as such a region "
             "weighs, which the number of divergences does not say.",
             f"First {careful}. If divergences stay, or the summary moves: another parametrisation ({reparametrise}), "
@@ -345,6 +348,8 @@ def _acceptance(run: Run) -> Iterator[Finding]:
     if target is None and "energy" in run.stats:
         target = 0.85
     if "acceptance_rate" not in run.stats or target is None:
+        return
+    if "num_halvings" in run.stats:  # the rate is that of steps before they are shortened, which does not hold them up
         return
     rates = np.mean(run.stats["acceptance_rate"], axis=1)
     far = np.flatnonzero(~(np.abs(rates - target) <= ACCEPTANCE_TOLERANCE))

@@ -64,8 +64,8 @@ def diagnose(
     Args:
       draws: pytree of arrays (chain, draw, ...).
       stats: mapping (or NamedTuple) of arrays (chain, draw), any of `diverging`, `tree_depth`, `energy`,
-        `acceptance_rate`, `converged` (of implicit integrators), `correlation` (of particles with where they were),
-        `log_evidence`; what is missing is not checked.
+        `acceptance_rate`, `converged` (of implicit integrators), `num_halvings` (of steps that shorten themselves),
+        `correlation` (of particles with where they were), `log_evidence`; what is missing is not checked.
       summary: `summary(draws)`, if it is there already.
       max_tree_depth: the depth at which the sampler stops doubling.
       target_acceptance: what the step size was tuned for; by default 0.85 for Hamiltonian samplers (those whose
@@ -100,6 +100,16 @@ def diagnose(
     return Diagnosis(tuple(findings), table.chains, table.draws, worst_numbers(run))
 
 
+STATISTICS = (
+    "diverging",
+    "tree_depth",
+    "energy",
+    "acceptance_rate",
+    "converged",
+    "num_halvings",
+    "correlation",
+    "log_evidence",
+)
 _summary = summary  # the argument of `diagnose` has the same name
 
 
@@ -109,8 +119,7 @@ def _statistics(stats: Any) -> dict[str, np.ndarray]:
     items = stats._asdict() if hasattr(stats, "_asdict") else stats
     if not isinstance(items, Mapping):
         raise core.bad_type("diagnose", "stats", stats, "a mapping of names to arrays (chain, draw)")
-    names = ("diverging", "tree_depth", "energy", "acceptance_rate", "converged", "correlation", "log_evidence")
-    arrays = {name: np.asarray(items[name]) for name in names if items.get(name) is not None}
+    arrays = {name: np.asarray(items[name]) for name in STATISTICS if items.get(name) is not None}
     for name, array in arrays.items():
         if array.ndim != 2:
             raise core.bad_value("diagnose", f"stats[{name!r}]", array, "an array (chain, draw)")

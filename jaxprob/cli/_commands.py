@@ -43,13 +43,14 @@ def sample(arguments: argparse.Namespace) -> int:
     tempered = arguments.algorithm == "tempered"
     if tuning if tempered else populations:
         option = next(iter(tuning if tempered else populations)).replace("_", "-")
-        raise _errors.UsageError(f"--{option} does not go with --algorithm {arguments.algorithm}.")
-    algorithm = smc.tempered(**populations) if tempered else getattr(mcmc, arguments.algorithm)
+        raise _errors.UsageError(f"--{option} does not go with --algorithm {arguments.algorithm or 'nuts'}.")
+    kernel = () if tempered or arguments.algorithm is None else (getattr(mcmc, arguments.algorithm),)
+    algorithm = smc.tempered(**populations) if tempered else functools.partial(mcmc.warmup, *kernel, **tuning)
     result = runtime.sample(
         target.model,
         key,
         initial=target.initial,
-        algorithm=functools.partial(mcmc.warmup, algorithm, **tuning) if tuning else algorithm,
+        algorithm=algorithm,
         chains=arguments.chains,
         warmup=arguments.warmup,
         draws=arguments.draws,

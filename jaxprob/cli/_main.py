@@ -144,16 +144,16 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--keep", type=_names, metavar="A,B", help="names to keep (default: all)")
     run.add_argument(
         "--algorithm",
-        choices=("nuts", "hmc", "tempered"),
-        default="nuts",
-        help="sampler (default: nuts); tempered: sequential Monte Carlo, with the evidence",
+        choices=("nuts", "walnuts", "hmc", "tempered"),
+        help="sampler (default: nuts, and walnuts after a warm-up that found narrow places); tempered: sequential "
+        "Monte Carlo, with the evidence",
     )
     run.add_argument("--particles", type=_positive, metavar="N", help="of each chain, for tempered (default: 1024)")
     run.add_argument(
         "--target-acceptance",
         type=_fraction,
         metavar="P",
-        help="acceptance that the step size is tuned for (default: 0.85, or 0.95 after divergences)",
+        help="acceptance that the step size is tuned for (default: 0.85; for nuts 0.95 once places were too narrow)",
     )
     run.add_argument(
         "--metric", choices=("diagonal", "dense"), help="what the warm-up learns (default: what suits the size)"

@@ -34,7 +34,7 @@ META, DRAWS, CHECKPOINTS = "meta.json", "draws.zarr", "checkpoints"
 _PACKAGES = ("jaxprob", "jax", "jaxlib", "numpy", "orbax-checkpoint", "tensorstore", "distrax")
 
 # What must be the same when a run is resumed: with any other value the draws would not be those of one run.
-_FIXED = ("seed", "chains", "warmup", "thin", "algorithm", "x64", "leaves", "data")
+_FIXED = ("seed", "chains", "warmup", "thin", "algorithm", "narrow", "x64", "leaves", "data")
 
 
 def shown(path: Path) -> str:

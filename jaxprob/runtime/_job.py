@@ -35,6 +35,7 @@ class Job(Loop):
       indices: (chain,) global chain indices, on the mesh.
       warmup: steps whose draws are not kept; draws: rows to keep; thin: steps between rows.
       store: where rows go; None in a process that leaves the writing to another.
+      narrow: what goes on after a warm-up that found narrow places; None for the same program.
       ends_itself: whether the warm-up is over once populations are done, `warmup` being the most steps.
     """
 
@@ -49,6 +50,7 @@ class Job(Loop):
     store: DrawStore | None
     times: dict[str, float] = field(default_factory=lambda: {"compile": 0.0, "warm-up": 0.0, "sampling": 0.0})
     tally: Tally = field(default_factory=lambda: Tally())
+    narrow: _program.Program | None = None
     ends_itself: bool = False
 
     @property
@@ -64,6 +66,8 @@ class Job(Loop):
     def compile(self) -> None:
         """Compiles the chunk by running none of its steps."""
         began = time.perf_counter()
+        if self.step >= self.warmup:
+            self._leave_warmup()
         if self.step < self.warmup or not self.program.interleave:
             self._chunk(0, record=False)
         if self.program.interleave:
@@ -96,7 +100,18 @@ class Job(Loop):
         if not warm and self.store is not None:
             self.store.append(host)
         self.tally.add(host, warm)
+        if warm and self.step >= self.warmup and self._leave_warmup():
+            if self.progress is not None:
+                self.progress.phase("compiling")
+            self.compile()
         return count / max(seconds, 1e-6)
+
+    def _leave_warmup(self) -> bool:
+        """Whether another program goes on from here, as the state says, and says to a resumed run too."""
+        if self.narrow is None or not fetch(self.carry.state.shared.narrow):
+            return False
+        self.program, self.narrow = self.narrow, None
+        return True
 
     def _populations_stand(self, done: np.ndarray, log_evidence: np.ndarray) -> None:
         """Ends the warm-up of populations, (chain,), once all are done.

@@ -101,7 +101,7 @@ def report(run: Result | str | Path, *, figures: Mapping[str, Any] | None = None
         ]
     meta = result.meta
     warmup = "" if meta.get("populations") else f" after {meta['warmup']:,} warm-up steps"
-    lead = f"{meta['chains']:,} chains of {rows:,} draws{warmup}, by {meta['algorithm']}"
+    lead = f"{meta['chains']:,} chains of {rows:,} draws{warmup}, by {result.algorithm}"
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     foot = f"Made by jaxprob {meta['versions'].get('jaxprob', '')} on {made} from {folder}"
     text = _html.page(folder.name, lead, _verdict(result, rows), sections, foot)
@@ -296,7 +296,7 @@ def _configuration(result: Result, folder: Path, rows: int) -> _html.Section:
     run = {
         "run directory": folder,
         "status": meta.get("ended", meta["status"]),
-        "algorithm": meta["algorithm"],
+        "algorithm": result.algorithm,
         "chains": f"{meta['chains']:,}",
         "warm-up steps": "until the populations were done" if meta.get("populations") else f"{meta['warmup']:,}",
         "draws": f"{rows:,} of each chain" + (f", every {meta['thin']} steps" if meta.get("thin", 1) > 1 else ""),

@@ -67,6 +67,12 @@ class Result:
         return self.meta["status"]
 
     @property
+    def algorithm(self) -> str:
+        """What drew, and what went on after the warm-up where that found narrow places."""
+        later = self.meta.get("went_on")
+        return self.meta["algorithm"] + (f", then {later} for narrow places" if later else "")
+
+    @property
     def _named(self) -> dict[str, Any]:
         """Arrays by name, those on disk to be sliced: a long run's draws need not fit into memory."""
         return {path.split("/", 1)[1]: self._store.open(path) for path in self._paths("posterior")}
@@ -132,7 +138,7 @@ class Result:
     def __repr__(self) -> str:
         where = f", {self.path}" if self.path else ""
         size = f"{self.meta['chains']} chains x {self._store.rows} draws"
-        return f"Result({size}, {self.meta['algorithm']}, {self.status}{where})"
+        return f"Result({size}, {self.algorithm}, {self.status}{where})"
 
     def _group(self, group: str) -> dict[str, np.ndarray]:
         return {path.split("/", 1)[1]: self._store.read(path) for path in self._paths(group)}

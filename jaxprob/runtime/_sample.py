@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 import warnings
@@ -25,7 +26,7 @@ from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolv
 from jaxprob.runtime._population import is_population, with_population
 from jaxprob.runtime._result import Reader, Result, load, open_store
 from jaxprob.runtime._store import DrawStore, MemoryStore
-from jaxprob.runtime._target import AsGiven, Keep, as_target, describe_algorithm, keeping, with_warmup
+from jaxprob.runtime._target import AsGiven, Keep, WithWarmup, as_target, describe_algorithm, keeping, with_warmup
 from jaxprob.runtime._until import Until
 
 DRAWS = 1000  # of each chain, by default
@@ -68,10 +69,12 @@ def sample(
         on, but no wider apart than the approximation is, so that R-hat sees less of what the chains do not find. For a
         log density `initial=vi.pathfinder(log_density, start, key).initial` does the same. Methods that draw positions
         of a posterior (`posterior.sample_prior`, `sample` of a guide) are taken at their word.
-      algorithm: None for NUTS; a factory such as `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned
-        in the warm-up, with the metric that `mcmc.pick_metric` picks; `partial(mcmc.warmup, mcmc.nuts,
-        target_acceptance=0.95, metric="diagonal")` for options of the warm-up itself; another warm-up, such as
-        `mcmc.chees`, `mcmc.meads` or `partial(mcmc.tempering_warmup, kernel, hottest=0.01)`; a sampler of populations,
+      algorithm: None for NUTS, which hands over to `mcmc.walnuts` after a warm-up that found narrow places, such as the
+        neck of a funnel, and `partial(mcmc.warmup, metric="diagonal")` for the same with options of the warm-up; a
+        factory such as `mcmc.nuts`, `mcmc.hmc` or `partial(mcmc.nuts, max_tree_depth=8)`, which is tuned in the
+        warm-up, with the metric that `mcmc.pick_metric` picks, or `partial(mcmc.warmup, mcmc.nuts,
+        target_acceptance=0.95)`; another warm-up, such as `mcmc.chees`, `mcmc.meads` or
+        `partial(mcmc.tempering_warmup, kernel, hottest=0.01)`; a sampler of populations,
         `smc.tempered(particles=4096)`, of which each chain is an independent run that starts from the prior; or a
         ready algorithm (anything with `init` and `step`, ours or BlackJAX's).
       chains: number of chains, over all devices.
@@ -179,8 +182,6 @@ class _Plan:
         interleave: bool,
         executor: str,
     ) -> None:
-        from jaxprob.inference import mcmc
-
         self.populations = is_population(algorithm)
         wanted = 0 if draws is None else draws
         for name, value, least in (("chains", chains, 1), ("draws", wanted, 0), ("thin", thin, 1)):
@@ -196,9 +197,8 @@ class _Plan:
         self.mesh = resolve_mesh(devices, chains)
         if executor == "pmap" and (self.mesh.shape[DATA] > 1 or jax.process_count() > 1):
             raise core.bad_value("sample", "executor", executor, "'shard_map' with a data axis or several processes")
-        algorithm = mcmc.nuts if algorithm is None else algorithm
         ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
-        if not ready and not callable(algorithm):
+        if algorithm is not None and not ready and not callable(algorithm):
             raise core.bad_type(
                 "sample", "algorithm", core.describe(algorithm), "a factory such as mcmc.nuts, or an algorithm"
             )
@@ -216,6 +216,7 @@ class _Plan:
             self.warmup, self.draws = self.build.warmup, self.build.draws
         else:
             self._chains_of_positions(initial, algorithm, ready, warmup)
+        self.narrow = self.build.for_narrow_places() if isinstance(self.build, WithWarmup) else None
         self.algorithm_name = describe_algorithm(algorithm if self.populations else self.build)
         self.interleave = interleave
         if interleave and not (executor == "shard_map" and self.build.interruptible(target)):
@@ -256,6 +257,7 @@ class _Plan:
             "versions": _directory.versions(),
             "seed": np.asarray(jax.random.key_data(self.key)).tolist(),
             "algorithm": self.algorithm_name,
+            "narrow": None if self.narrow is None else self.build.narrow_name,
             "populations": self.draws if self.populations else 0,
             "aims": getattr(self.build, "aims", {}),
             "chains": self.chains,
@@ -304,6 +306,9 @@ class _Plan:
             self.interleave,
         )
         indices = chain_indices(self.mesh, self.chains)
+        # Trajectories of steps that shorten themselves differ so much in length that no chain should wait for another.
+        apart = self.interleave or self.executor == "shard_map"
+        narrow = None if self.narrow is None else dataclasses.replace(program, build=self.narrow, interleave=apart)
         return Job(
             program,
             self.placed,
@@ -314,6 +319,7 @@ class _Plan:
             self.draws,
             self.thin,
             MemoryStore(),
+            narrow=narrow,
             ends_itself=self.populations,
         )
 
@@ -451,6 +457,8 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
         job.progress.phase("summary")
     status = "stopped" if ended.startswith("signal") else "finished"
     result_meta = meta | {"status": status, "ended": ended, "times": job.times}
+    if plan.narrow is not None and job.narrow is None:
+        result_meta["went_on"] = meta["narrow"]
     if folder is not None:
         if status == "finished" and job.store is not None and job.rows:
             _predict.write_groups(job.store, plan.target, plan.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -93,6 +94,9 @@ def keeping(target: Any, keep: Any, position: Any, function: str = "sample") -> 
     return Keep(names, everything.constrained)
 
 
+# What the kernel that goes on in narrow places needs: with more halvings all wait for a few chains in the deepest, and
+# larger steps go further (`benchmarks/mcmc.py`, funnel and eight schools).
+NARROW_HALVINGS, NARROW_ACCEPTANCE = 5, 0.7
 WARMUP = 1000  # steps of tuning, where nothing better is known
 
 
@@ -107,6 +111,8 @@ class WithWarmup:
       warmup: steps that tune.
       kernel_options: of the kernel, by name.
       options: of the warm-up, by name; what `mcmc.warmup` does not know itself goes to the kernel.
+      narrow: the kernel that goes on after the warm-up if that found narrow places, a factory and its options by name;
+        None for the same kernel.
       shared: what its state is known to be, a `core.Shared`.
     """
 
@@ -116,6 +122,7 @@ class WithWarmup:
     warmup: int
     kernel_options: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    narrow: tuple[Callable[..., core.Algorithm], tuple[tuple[str, Any], ...]] | None = None
 
     def __call__(self, target: Any, axis_name: Any) -> Any:
         """The warm-up for a target, an algorithm."""
@@ -138,6 +145,18 @@ class WithWarmup:
         options = {"step_size": 1.0, "inverse_mass_matrix": 1.0, **dict(self.kernel_options)}
         return isinstance(self.kernel(target.log_density, **options), core.Interruptible)
 
+    def for_narrow_places(self) -> WithWarmup | None:
+        """What goes on after a warm-up that found narrow places, from its state; None where that is no other kernel."""
+        if self.narrow is None:
+            return None
+        kernel, options = self.narrow
+        return dataclasses.replace(self, kernel=kernel, kernel_options=options, narrow=None)
+
+    @property
+    def narrow_name(self) -> str | None:
+        """What goes on in narrow places, by name."""
+        return None if self.narrow is None else _called(*self.narrow)
+
     @property
     def aims(self) -> dict[str, Any]:
         """What a diagnosis should hold the run against."""
@@ -147,7 +166,7 @@ class WithWarmup:
         return {name: given[name] for name in known if isinstance(given.get(name), (int, float))}
 
 
-def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chains: int) -> WithWarmup:
+def with_warmup(factory: Callable[..., Any] | None, warmup: int | None, size: int, chains: int) -> WithWarmup:
     """The builder for what makes a kernel, tuned by `mcmc.warmup`, or for what makes a warm-up, with its options.
 
     `mcmc.nuts`, `partial(mcmc.nuts, max_tree_depth=8)`, `partial(mcmc.warmup, mcmc.nuts, target_acceptance=0.9)`,
@@ -155,22 +174,27 @@ def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chai
     alike are the same program.
 
     Args:
-      factory: what makes the kernel or the warm-up.
+      factory: what makes the kernel or the warm-up. None, and `mcmc.warmup` without a kernel, is NUTS, and WALNUTS
+        after a warm-up that found narrow places.
       warmup: steps that tune; None for what suits the number of chains, or the default of another warm-up.
       size: scalars in a position.
       chains: how many learn together.
     """
     from jaxprob.inference import mcmc
 
-    tuning, arguments, options = _apart(factory)
+    tuning, arguments, options = _apart(mcmc.warmup if factory is None else factory)
     kernel: Any = None
     kernel_options: dict[str, Any] = {}
     takes = _parameters(tuning)
     if not {"num_steps", "axis_name"} <= takes.keys():
         tuning, arguments, options, takes = mcmc.warmup, (factory,), {}, _parameters(mcmc.warmup)
+    narrow: Any = None
+    if tuning is mcmc.warmup and not arguments and "kernel" not in options:
+        arguments, narrow = (mcmc.nuts,), (mcmc.walnuts, (("max_halvings", NARROW_HALVINGS),))
+        if "target_acceptance" not in options:
+            options.setdefault("narrow_acceptance", NARROW_ACCEPTANCE)
     if "kernel" in takes:
-        usual = mcmc.nuts if tuning is mcmc.warmup else None
-        kernel, *rest = arguments or (options.pop("kernel", usual),)
+        kernel, *rest = arguments or (options.pop("kernel", None),)
         kernel, arguments, kernel_options = _apart(kernel)
         arguments = (*rest, *arguments)
     if tuning is mcmc.warmup:
@@ -183,7 +207,8 @@ def with_warmup(factory: Callable[..., Any], warmup: int | None, size: int, chai
     if warmup is None:
         default = takes["num_steps"].default
         warmup = WARMUP if default is inspect.Parameter.empty else default
-    built = WithWarmup(tuning, kernel, warmup, tuple(sorted(kernel_options.items())), tuple(sorted(options.items())))
+    of_kernel, of_warmup = tuple(sorted(kernel_options.items())), tuple(sorted(options.items()))
+    built = WithWarmup(tuning, kernel, warmup, of_kernel, of_warmup, narrow)
     _check(built, arguments)
     return built
 
@@ -254,6 +279,10 @@ def describe_algorithm(algorithm: Any) -> str:
     if isinstance(algorithm, WithWarmup):
         from jaxprob.inference import mcmc
 
+        if algorithm.narrow is not None:
+            usual = ("narrow_acceptance", NARROW_ACCEPTANCE)
+            options = tuple(option for option in algorithm.options if option != usual)
+            return _called(algorithm.kernel, algorithm.kernel_options + options)
         if algorithm.tuning is mcmc.warmup:
             return _called(algorithm.kernel, algorithm.kernel_options + algorithm.options)
         inner = () if algorithm.kernel is None else (_called(algorithm.kernel, algorithm.kernel_options),)

@@ -91,6 +91,17 @@ def test_sticky_chains_have_few_effective_draws(draws, stats, rng):
     assert "Few effective draws in the tail" in names or "Chains that disagree" in names
 
 
+def test_of_steps_that_shorten_themselves(draws, stats, rng):
+    stats["diverging"] = rng.random(SHAPE) < 0.01
+    assert "algorithm=mcmc.walnuts" in analysis.diagnose(draws, stats).findings[0].try_
+    # Where steps are shortened already, more of it is what helps, and the acceptance of long steps says nothing.
+    stats |= {"num_halvings": np.ones(SHAPE, np.int32), "acceptance_rate": np.full(SHAPE, 0.3)}
+    diagnosis = analysis.diagnose(draws, stats)
+    assert found(diagnosis) == {"Divergences": "problem"}
+    assert "max_halvings=8" in diagnosis.findings[0].try_
+    assert "target_acceptance" not in diagnosis.findings[0].try_
+
+
 def test_divergences_and_where_they_are(draws, stats, rng):
     stats["diverging"] = (draws["theta"][..., 1] > 1) & (rng.random(SHAPE) < 0.3)
     number = int(stats["diverging"].sum())

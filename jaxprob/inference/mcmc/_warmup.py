@@ -33,7 +33,9 @@ METRICS = ("auto", "diagonal", "dense", "low-rank", "block")
 LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
 FAR = 10  # a log density so much below the best, and 5 more for each dimension, is no draw's of the posterior
 TARGET, CAREFUL = 0.85, 0.95  # acceptance aimed at, and where there are narrow places
-POOR, MANY = 0.1, 0.015  # narrow places are where a share of trajectories above the second is accepted below the first
+# Narrow places are where more than the second share of trajectories is accepted below the first. The non-centred eight
+# schools have 0.015 of them, the centred ones and a funnel 0.02 to 0.03, and 0.05 to 0.08 once 64 chains find the necks.
+POOR, MANY = 0.1, 0.02
 FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
 
 
@@ -79,7 +81,7 @@ class WarmupShared(NamedTuple):
       best: (), the largest log density of any chain in the window under way.
       poor: (), share of the trajectories of the window under way, once its step size had settled, that were hardly
         accepted.
-      target: (), acceptance rate that the step size aims at.
+      narrow: (), bool: whether there are narrow places: some trajectories were hardly accepted though most were.
       averaging: of the step size.
       step_size: (), for the next transition.
       metric: for the next transition.
@@ -92,7 +94,7 @@ class WarmupShared(NamedTuple):
     window: Any
     best: jax.Array
     poor: jax.Array
-    target: jax.Array
+    narrow: jax.Array
     averaging: DualAveraging
     step_size: jax.Array
     metric: Metric
@@ -165,6 +167,7 @@ def warmup(
     *,
     num_steps: int = 1000,
     target_acceptance: Any = None,
+    narrow_acceptance: Any = None,
     metric: str = "auto",
     rank: int | None = None,
     blocks: Sequence[str | Sequence[str]] | None = None,
@@ -186,8 +189,11 @@ def warmup(
       log_density: `position -> scalar`.
       num_steps: transitions that tune; at the end of them the tuning stands still.
       target_acceptance: (), acceptance rate that the step size aims at. By default 0.85, more than Stan's 0.8, which
-        costs hardly anything; and 0.95 for what follows a window in which some trajectories were hardly accepted
-        though most were: smaller steps miss less of narrow places such as the neck of a funnel.
+        costs hardly anything.
+      narrow_acceptance: (), what it aims at after a window in which some trajectories were hardly accepted though most
+        were: by default 0.95, since smaller steps miss less of narrow places such as the neck of a funnel, or the
+        target acceptance if that is given. 0.7 is right where `walnuts`, which shortens its steps itself, goes on from
+        there.
       metric: "diagonal", "dense", "low-rank" (a diagonal and a few directions, for many dimensions of which few hang
         together), "block" (dense within `blocks`, diagonal elsewhere), or "auto" for what `pick_metric` picks.
       rank: directions of a low-rank metric at most, 16 by default. The window remembers ten draws for each.
@@ -220,11 +226,9 @@ def warmup(
     _check_metric(metric, rank, blocks, estimate)
     if num_steps < 0:
         raise core.bad_value("warmup", "num_steps", num_steps, "an integer of at least 0")
-    aim: Any = TARGET
-    careful: Any = CAREFUL
-    if target_acceptance is not None:
-        what = "a number between 0 and 1, or None"
-        aim = careful = known_number("warmup", "target_acceptance", target_acceptance, lambda a: 0 < a < 1, what)
+    aim = _acceptance("target_acceptance", target_acceptance, TARGET)
+    usual = CAREFUL if target_acceptance is None else aim
+    careful = _acceptance("narrow_acceptance", narrow_acceptance, usual)
     initial_step_size = hamiltonian.as_step_size(initial_step_size, "warmup")
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     _check_kernel(kernel)
@@ -265,7 +269,7 @@ def warmup(
             window=window,
             best=jnp.asarray(-jnp.inf, flat.dtype),
             poor=jnp.zeros((), flat.dtype),
-            target=jnp.asarray(aim, flat.dtype),
+            narrow=jnp.bool_(False),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
             metric=scale,
@@ -291,7 +295,8 @@ def warmup(
     def tune(kernel: Any, shared: WarmupShared, rate: jax.Array) -> tuple[Any, WarmupShared]:
         plan, transitions = shared.schedule, shared.transitions + 1
         rates = gather(jnp.where(jnp.isnan(rate), 0, rate), axes)
-        averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], shared.target)
+        wanted = jnp.where(shared.narrow, careful, aim).astype(shared.step_size.dtype)
+        averaging = dual_averaging.update(shared.averaging, core.ordered_sum(rates) / rates.shape[0], wanted)
         log_step = jnp.where(transitions == plan.num_steps, averaging.log_average, averaging.log_step)
         # The first step sizes after each restart are too large on purpose.
         settled = jnp.maximum(averaging.updates - dual_averaging.DELAY, 0)
@@ -342,7 +347,7 @@ def warmup(
             window=jax.tree.map(jnp.zeros_like, shared.window),
             best=jnp.full_like(shared.best, -jnp.inf),
             poor=jnp.zeros_like(shared.poor),
-            target=jnp.where(late & (shared.poor > MANY), careful, shared.target).astype(shared.target.dtype),
+            narrow=shared.narrow | (late & (shared.poor > MANY)),
             averaging=dual_averaging.start(step_size),
             step_size=step_size,
             metric=metric_estimation.estimate(shared.window, shared.metric),
@@ -354,6 +359,11 @@ def warmup(
         return build(jnp.where(unfinished, jnp.exp(shared.averaging.log_average), shared.step_size), shared.metric)
 
     return Warmup(init, step, finish)
+
+
+def _acceptance(name: str, value: Any, usual: Any) -> Any:
+    what = "a number between 0 and 1, or None"
+    return usual if value is None else known_number("warmup", name, value, lambda rate: 0 < rate < 1, what)
 
 
 def _check_kernel(kernel: Any) -> None:

@@ -431,10 +431,11 @@ def test_one_call_tunes_both_kernels():
     ours = first(mcmc.mclmc_warmup(wide_gaussian, kernel=adjusted, num_steps=30))
     theirs = mcmc.warmup(adjusted, wide_gaussian, num_steps=30, target_acceptance=0.9, metric="diagonal")
     jax.tree.map(np.testing.assert_array_equal, ours, first(theirs))
-    given = mcmc.mclmc_warmup(wide_gaussian, kernel=adjusted, target_acceptance=0.7, metric="dense")
-    shared = given.init(jnp.ones(50), jax.random.key(0)).shared
-    assert shared.metric.factor.shape == (50, 50)
-    np.testing.assert_allclose(shared.target, 0.7)
+    options = {"num_steps": 30, "target_acceptance": 0.7, "metric": "dense"}
+    given = mcmc.mclmc_warmup(wide_gaussian, kernel=adjusted, **options)
+    theirs = mcmc.warmup(adjusted, wide_gaussian, **options)
+    assert first(given)[0].shared.metric.factor.shape == (50, 50)
+    jax.tree.map(np.testing.assert_array_equal, first(given), first(theirs))
     for options, gradients in (({"kernel": partial(mcmc.mclmc, integrator="leapfrog")}, 1), ({}, 2)):
         assert first(mcmc.mclmc_warmup(wide_gaussian, num_steps=30, **options))[1].num_steps == gradients
 
