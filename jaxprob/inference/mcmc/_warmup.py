@@ -33,8 +33,8 @@ METRICS = ("auto", "diagonal", "dense", "low-rank", "block")
 LARGEST = 256  # scalars in a position up to which the products with a dense metric cost little beside the rest
 FAR = 10  # a log density so much below the best, and 5 more for each dimension, is no draw's of the posterior
 TARGET, CAREFUL = 0.85, 0.95  # acceptance aimed at, and where there are narrow places
-# Narrow places are where more than the second share of trajectories is accepted below the first. The non-centred eight
-# schools have 0.015 of them, the centred ones and a funnel 0.02 to 0.03, and 0.05 to 0.08 once 64 chains find the necks.
+# Narrow places are where more than the second share of trajectories is accepted below the first. Of eight schools, the
+# non-centred have 0.015 of them; the centred and a funnel 0.02 to 0.03, and 0.05 to 0.08 once 64 chains find the necks.
 POOR, MANY = 0.1, 0.02
 FIRST_DEPTH = 6  # doublings allowed before a metric is known; one more for each window learnt
 
