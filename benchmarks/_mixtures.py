@@ -107,6 +107,13 @@ def draw_means(key, points, labels, clusters):
     return centres + jax.random.normal(key, centres.shape) / jnp.expand_dims(jnp.sqrt(precision), 1)
 
 
+def draw_labels(key, points, means):
+    """Labels given means, by one uniform for each point."""
+    shares = jnp.cumsum(jax.nn.softmax(log_kernels(points, means), axis=1), axis=1)
+    below = jax.random.uniform(key, (len(points), 1)) >= shares
+    return jnp.minimum(jnp.sum(below, axis=1), len(means) - 1)
+
+
 def labels_and_means(points):
     """Labels given means, then means given labels, both from their exact laws; a step of the means alone."""
 
@@ -114,30 +121,46 @@ def labels_and_means(points):
         return mixture_density(points, means)
 
     def step(key, state):
-        labels = jax.random.categorical(core.fold(key, 0), log_kernels(points, state.position), axis=1)
+        labels = draw_labels(core.fold(key, 0), points, state.position)
         means = draw_means(core.fold(key, 1), points, labels, CLUSTERS)
         return mcmc.MetropolisState(means, density(means)), ()
 
     return core.Algorithm(lambda means, key: mcmc.MetropolisState(means, density(means)), step)
 
 
+def log_pick(points, means, balance=0.3, uniform=0.1):
+    """Log probabilities (clusters,) of the mean to move: mostly one whose points the others explain as well."""
+    left = 1 - jax.nn.softmax(log_kernels(points, means), axis=1)
+    scores = balance * jnp.sum(jnp.log(jnp.maximum(left, 1e-6)), axis=0)
+    scores -= core.logsumexp(scores)
+    return jnp.logaddexp(scores + np.log1p(-uniform), np.log(uniform / CLUSTERS))
+
+
 def one_mean(points, propose):
-    """A mean picked at random moves to a draw of `propose(means of the others)`."""
+    """A mean moves to a draw of `propose(means of the others)`; which one depends on where all of them are.
+
+    Given the pick, a Metropolis step for the density times the probability of that pick leaves the density itself as it
+    is, since the picks from one place add up to one.
+    """
 
     def density(means):
         return mixture_density(points, means)
 
-    def kernel(cluster):
+    def step(key, state):
+        cluster = jax.random.categorical(core.fold(key, 0), log_pick(points, state.position))
+
         def others(blank):
             return propose(jnp.roll(blank, -1 - cluster, axis=0)[:-1])
 
+        def picked(means):
+            return density(means) + log_pick(points, means)[cluster]
+
         block = mcmc.Block(lambda means: means[cluster], lambda means, value: means.at[cluster].set(value))
-        return mcmc.block_metropolis(density, others, block)
+        kernel = mcmc.block_metropolis(picked, others, block)
+        new, info = kernel.step(core.fold(key, 1), kernel.init(state.position, core.fold(key, 2)))
+        return mcmc.MetropolisState(new.position, density(new.position)), info
 
-    def step(key, state):
-        return kernel(jax.random.randint(core.fold(key, 0), (), 0, CLUSTERS)).step(core.fold(key, 1), state)
-
-    return core.Algorithm(kernel(0).init, step)
+    return core.Algorithm(lambda means, key: mcmc.MetropolisState(means, density(means)), step)
 
 
 def with_clusters(proposal):
@@ -283,7 +306,7 @@ def with_splits(points):
         return mixture_density(points, means)
 
     def step(key, state):
-        labels = jax.random.categorical(core.fold(key, 0), log_kernels(points, state.position), axis=1)
+        labels = draw_labels(core.fold(key, 0), points, state.position)
         labels, rate = split_merge(core.fold(key, 1), points, state.position, labels)
         new = mcmc.MetropolisState(draw_means(core.fold(key, 2), points, labels, CLUSTERS), None)
         new = new._replace(log_density=density(new.position))

@@ -8,8 +8,9 @@ Mixtures: the means of ten clusters given 100 points, labels summed out. All sam
 given labels from their exact laws; that alone is the first peer ("labels"). The second also moves a mean near a random
 point ("by hand"), the third merges two clusters and splits another (Jain and Neal's move, for a fixed number of them;
 checked against enumeration before anything is measured), ours moves a mean to where a network proposes, given the other
-means and the points. Effective samples per second are the smallest over the log density and the predictive density at
-five places, of chains that start apart; samplers take turns.
+means and the points. "By hand" and ours move, mostly, a mean that the others can do without. Effective samples per
+second are the smallest over the log density and the predictive density at five places, of chains that start apart;
+samplers take turns.
 
     python benchmarks/learned_proposals.py [--seconds 2] [--nets 10] [--out benchmarks/results/learned_proposals.json]
 """
