@@ -479,7 +479,8 @@ def _run(job: Job, plan: _Plan, meta: dict[str, Any], folder: Path | None) -> Re
 def _close(result: Result, progress: Any) -> Result:
     if progress is not None:
         where = f" in {_directory.shown(result.path)}" if result.path else ""
-        progress.finish(f"{result.meta.get('ended', result.status)}: {result.meta['chains']} chains{where}")
+        by = f" by {result.algorithm}" if result.meta.get("went_on") else ""
+        progress.finish(f"{result.meta.get('ended', result.status)}: {result.meta['chains']} chains{by}{where}")
     return result
 
 

@@ -279,12 +279,10 @@ def describe_algorithm(algorithm: Any) -> str:
     if isinstance(algorithm, WithWarmup):
         from jaxprob.inference import mcmc
 
-        if algorithm.narrow is not None:
-            usual = ("narrow_acceptance", NARROW_ACCEPTANCE)
-            options = tuple(option for option in algorithm.options if option != usual)
-            return _called(algorithm.kernel, algorithm.kernel_options + options)
         if algorithm.tuning is mcmc.warmup:
-            return _called(algorithm.kernel, algorithm.kernel_options + algorithm.options)
+            implied = () if algorithm.narrow is None else (("narrow_acceptance", NARROW_ACCEPTANCE),)
+            options = tuple(option for option in algorithm.options if option not in implied)
+            return _called(algorithm.kernel, algorithm.kernel_options + options)
         inner = () if algorithm.kernel is None else (_called(algorithm.kernel, algorithm.kernel_options),)
         return _called(algorithm.tuning, algorithm.options, *inner)
     if isinstance(algorithm, AsGiven):
