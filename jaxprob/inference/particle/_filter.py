@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.inference import smc
 from jaxprob.inference.particle._model import Model, as_data, feynman_kac
+from jaxprob.inference.smc._devices import as_mesh, over_devices
 from jaxprob.inference.smc._population import weighted_moments
 
 
@@ -67,6 +68,7 @@ def filter(
     missing: Any = None,
     keep: Any = None,
     chunk: int | None = None,
+    devices: Any = None,
 ) -> Filtered:
     """The states of a model given what has been observed so far, by weighted particles.
 
@@ -83,7 +85,10 @@ def filter(
       missing: booleans of the shape of `ys`, or (time,), true where not observed.
       keep: nothing by default but the moments, so that memory does not grow with particles times steps; "all" for
         particles, weights and ancestors of all times; or `population -> pytree`.
-      chunk: how many particles are worked on at a time, which bounds memory; all by default.
+      chunk: how many particles are worked on at a time, on each device, which bounds memory; all by default.
+      devices: over which particles are spread: a number, a list or a mesh, which divides the particles. The result is
+        that of one device, to rounding (with a `chunk`, where that divides the particles of a device). None to run
+        where the data are.
 
     Returns:
       `Filtered`.
@@ -105,7 +110,9 @@ def filter(
     data = as_data(name, model, ys, missing)
     if not (keep is None or callable(keep) or (isinstance(keep, str) and keep == "all")):
         raise core.bad_value(name, "keep", keep, "None, 'all' or a function of a Population")
-    return run(key, feynman_kac(model, proposal, look_ahead=look_ahead), data, particles, resampler, keep, chunk)
+    mesh = as_mesh(name, devices, particles)
+    program = feynman_kac(model, proposal, look_ahead=look_ahead)
+    return run(key, program, data, particles, resampler, keep, chunk, mesh=mesh)
 
 
 def log_likelihood(
@@ -119,6 +126,7 @@ def log_likelihood(
     resampler: smc.Resampler | None = None,
     missing: Any = None,
     chunk: int | None = None,
+    devices: Any = None,
 ) -> jax.Array:
     """The log of an unbiased estimate of the density of the observations, (): that of `filter`.
 
@@ -136,7 +144,8 @@ def log_likelihood(
     core.check_whole(name, particles=particles)
     data = as_data(name, model, ys, missing)
     program = feynman_kac(model, proposal, look_ahead=look_ahead)
-    return _total(key, program, data, core.as_partial(resampler), particles, chunk)
+    mesh = as_mesh(name, devices, particles)
+    return _total(key, program, data, core.as_partial(resampler), particles, chunk, mesh)
 
 
 def run(
@@ -148,6 +157,7 @@ def run(
     keep: Any,
     chunk: int | None = None,
     particle_of: Callable[[Any], Any] | None = None,
+    mesh: Any = None,
 ) -> Filtered:
     """Filters by a Feynman-Kac model whose functions are pytrees.
 
@@ -160,8 +170,9 @@ def run(
       keep: as for `filter`.
       chunk: as for `filter`.
       particle_of: `population -> (mean, variance)` of a time; those of the particles by default.
+      mesh: from `as_mesh`.
     """
-    return _run(key, program, data, core.as_partial(resampler), particles, keep, chunk, particle_of or moments)
+    return _run(key, program, data, core.as_partial(resampler), particles, keep, chunk, particle_of or moments, mesh)
 
 
 def moments(population: smc.Population) -> tuple[Any, Any]:
@@ -169,9 +180,17 @@ def moments(population: smc.Population) -> tuple[Any, Any]:
     return weighted_moments(population.particles, population.weights)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _run(
-    key: core.Key, program: Any, data: Any, resampler: Any, particles: int, keep: Any, chunk: Any, particle_of: Any
+    key: core.Key,
+    program: Any,
+    data: Any,
+    resampler: Any,
+    particles: int,
+    keep: Any,
+    chunk: Any,
+    particle_of: Any,
+    mesh: Any,
 ) -> Filtered:
     everything = isinstance(keep, str)
 
@@ -180,7 +199,8 @@ def _run(
             return particle_of(population), (population.particles, population.log_weights), None
         return particle_of(population), (None, None), None if keep is None else keep(population)
 
-    found = smc.run(key, smc.chunked(program, chunk), data, particles, resampler=resampler, keep=look)
+    spread, resampler = over_devices(smc.chunked(program, chunk), resampler, mesh)
+    found = smc.run(key, spread, data, particles, resampler=resampler, keep=look)
     (mean, variance), (values, weights), kept = found.kept
     return Filtered(
         mean,
@@ -196,6 +216,7 @@ def _run(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _total(key: core.Key, program: Any, data: Any, resampler: Any, particles: int, chunk: Any) -> jax.Array:
-    return smc.run(key, smc.chunked(program, chunk), data, particles, resampler=resampler).log_likelihood
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _total(key: core.Key, program: Any, data: Any, resampler: Any, particles: int, chunk: Any, mesh: Any) -> jax.Array:
+    spread, resampler = over_devices(smc.chunked(program, chunk), resampler, mesh)
+    return smc.run(key, spread, data, particles, resampler=resampler).log_likelihood

@@ -22,6 +22,7 @@ from jaxprob.inference.kalman._square_root import Moments, observe, predict, squ
 from jaxprob.inference.kalman._steps import check_observations
 from jaxprob.inference.particle._filter import Filtered, moments, run
 from jaxprob.inference.particle._model import Datum, Laws, by, log_prob, sample_each
+from jaxprob.inference.smc._devices import as_mesh
 from jaxprob.models.state_space import SwitchingLinearGaussian
 
 NAME = "ConditionallyLinear"
@@ -126,6 +127,7 @@ def rao_blackwellised(
     missing: Any = None,
     keep: Any = None,
     chunk: int | None = None,
+    devices: Any = None,
 ) -> Filtered:
     """A particle filter whose particles carry the moments of the linear part.
 
@@ -140,6 +142,7 @@ def rao_blackwellised(
       missing: booleans of the shape of `ys`, true where not observed.
       keep: as for `particle.filter`.
       chunk: as for `particle.filter`.
+      devices: as for `particle.filter`.
 
     Returns:
       `particle.Filtered`; `mean` and `variance` have fields `sampled` and `linear`, the latter with the variance within
@@ -174,7 +177,8 @@ def rao_blackwellised(
         smc.Batched(Partial(_draw_next, model, laws, proposal)),
         Partial(_weigh_next, laws, proposal),
     )
-    return run(key, program, Datum(values, seen), particles, resampler, keep, chunk, _moments)
+    mesh = as_mesh(name, devices, particles)
+    return run(key, program, Datum(values, seen), particles, resampler, keep, chunk, _moments, mesh)
 
 
 def _next(model: ConditionallyLinear, previous: MixtureParticle, time: Any) -> Distribution:

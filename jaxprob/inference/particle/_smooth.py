@@ -20,6 +20,7 @@ from jaxprob.inference.particle import _backward as backward
 from jaxprob.inference.particle._arguments import as_feynman_kac
 from jaxprob.inference.particle._backward import BackwardInfo, Link, take
 from jaxprob.inference.smc import Population
+from jaxprob.inference.smc._devices import as_mesh, over_devices
 from jaxprob.inference.smc._population import weighted_moments
 from jaxprob.inference.smc._resampling import shares
 
@@ -64,6 +65,7 @@ def smooth(
     steps: int = 2,
     links: int = 2,
     resampler: smc.Resampler | None = None,
+    devices: Any = None,
 ) -> Smoothed:
     """The states of a model given all that has been observed, by particles.
 
@@ -84,6 +86,7 @@ def smooth(
       steps: for "mcmc", of the chain.
       links: for "paris", predecessors of a particle, 2 or more for a variance that grows no faster than time.
       resampler: of the filter, `smc.adaptive()` by default.
+      devices: over which the particles of the filter are spread, as for `particle.filter`.
 
     Returns:
       `Smoothed`.
@@ -116,6 +119,7 @@ def smooth(
     if method == "rejection" and log_bound is None:
         raise core.bad_value(name, "log_bound", None, "a bound of the log kernel, which rejection goes by")
     model, data = as_feynman_kac(name, model, ys, kernel=method not in ("genealogy", "fixed_lag"))
+    model, resampler = over_devices(model, resampler, as_mesh(name, devices, particles))
     for_filter, for_paths = jax.random.split(core.as_key(key, name))
     found = smc.run(for_filter, model, data, particles, resampler=resampler, keep=_parts)
     ancestors = found.info.ancestors

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxprob import core, scan
 
@@ -36,6 +38,18 @@ class InChunks:
         return self.function(*args)
 
 
+@core.pytree
+class OverDevices:
+    """A function, whatever of these, of particles that lie in equal parts over the devices of a mesh."""
+
+    function: Any
+    mesh: Mesh = core.static()
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the function, with as many particles as there are."""
+        return self.function(*args)
+
+
 def each(
     function: Any,
     key: core.Key | None,
@@ -47,13 +61,15 @@ def each(
     """A function of every particle.
 
     Args:
-      function: of one particle; `Batched`, of all; or `InChunks`.
+      function: of one particle; `Batched`, of all; `InChunks`; or `OverDevices`.
       key: what it draws by; None for a function that does not.
       number: of particles.
       mapped: arguments with a leading axis (number, ...).
       shared: arguments that are the same for all.
       start: index of the first of these particles among all, by which each has its key; None where these are all.
     """
+    if isinstance(function, OverDevices):
+        return _over_devices(function, key, number, mapped, shared)
     if isinstance(function, InChunks) and function.size < number:
         return _in_chunks(function.function, function.size, key, number, mapped, shared, start)
     while isinstance(function, InChunks):
@@ -88,3 +104,22 @@ def _in_chunks(
         return found
     last = some(count, rest, jax.tree.map(lambda leaf: leaf[count * size :], mapped))
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other]), found, last)
+
+
+def _over_devices(
+    function: OverDevices, key: core.Key | None, number: int, mapped: tuple[Any, ...], shared: tuple[Any, ...]
+) -> Any:
+    mesh, inner = function.mesh, function.function
+    here, parts = number // mesh.size, PartitionSpec(mesh.axis_names)
+
+    def own(key: core.Key | None, mapped: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
+        return each(inner, key, here, mapped, shared, lax.axis_index(mesh.axis_names) * here)
+
+    # Chunks of all particles would be of one device each, and the others would wait.
+    if isinstance(inner, InChunks) and inner.size < here:
+        everywhere = PartitionSpec()
+        specs = everywhere, parts, everywhere
+        run = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=parts, check_vma=False)
+        return run(key, mapped, shared)
+    found = each(inner, key, number, mapped, shared)
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, NamedSharding(mesh, parts)), found)

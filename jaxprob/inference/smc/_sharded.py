@@ -28,6 +28,8 @@ from jaxprob.inference.smc._resampling import Scheme, systematic
 def sharded(axis_name: str, scheme: Scheme = systematic, *, threshold: Any = 0.5, across: bool = True) -> Resampler:
     """A resampler for particles that are spread over the devices of a mesh axis, for use inside `jax.shard_map`.
 
+    Outside of it `particle.filter(devices=...)` spreads particles with any other resampler.
+
     Args:
       axis_name: of the mesh, that which `smc.run` has.
       scheme: `(key, log_weights, num_draws) -> ancestors`, such as `smc.systematic`.

@@ -7,7 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec
 from scipy import stats
 
-from jaxprob.inference import smc
+from jaxprob.distributions import Normal
+from jaxprob.inference import particle, smc
+from jaxprob.models.state_space import LinearGaussian, StateSpaceModel, SwitchingLinearGaussian
 
 A, Q, R = 0.9, 0.49, 0.25
 YS = np.array([1.0, 0.2, 0.5, -0.4, 2.0], np.float32)
@@ -103,3 +105,72 @@ def test_chunks_are_the_same_draws():
 def test_bad_threshold():
     with pytest.raises(ValueError, match="sharded: threshold is 2"):
         smc.sharded("particles", threshold=2)
+
+
+WALK = StateSpaceModel(Normal(0.0, 1.0), lambda x, t: Normal(A * x, 0.7), lambda x, t: Normal(x, 0.5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": "all"},
+        {"chunk": 5},
+        {"proposal": particle.kalman_guided(), "look_ahead": "mean"},
+        {"resampler": smc.always(smc.multinomial)},
+        {"resampler": smc.optimal_transport(iterations=5)},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_filter_over_devices_is_that_of_one(options):
+    key = jax.random.key(4)
+    one = particle.filter(key, WALK, YS, particles=80, **options)
+    many = particle.filter(key, WALK, YS, particles=80, devices=8, **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), many, one)
+    assert many.population.particles.sharding.shard_shape((80,)) == (10,)
+    assert one.effective_sample_size.min() < 40 or "proposal" in options  # it was resampled
+
+
+def test_devices_are_a_list_or_a_mesh_too():
+    key = jax.random.key(4)
+    one = particle.log_likelihood(key, WALK, YS, particles=80)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    for devices in (jax.devices()[2:4], mesh):
+        total = particle.log_likelihood(key, WALK, YS, particles=80, devices=devices)
+        np.testing.assert_allclose(total, one, rtol=1e-4)
+        assert len(total.sharding.device_set) == (2 if devices is not mesh else 4)
+
+
+@pytest.mark.parametrize("method", ["backward", "genealogy"])
+def test_a_smoother_over_devices_is_that_of_one(method):
+    one, many = (
+        particle.smooth(jax.random.key(5), WALK, YS, particles=80, method=method, devices=n) for n in (None, 8)
+    )
+    np.testing.assert_allclose(many.trajectories, one.trajectories, atol=1e-4)
+    np.testing.assert_allclose(many.mean, one.mean, atol=1e-4)
+
+
+def test_rao_blackwellised_particles_over_devices_are_those_of_one():
+    part = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.eye(1), jnp.ones(1))
+    other = LinearGaussian(jnp.zeros(1), jnp.eye(1), jnp.eye(1), 4 * jnp.eye(1), jnp.eye(1), jnp.ones(1))
+    model = SwitchingLinearGaussian([0.5, 0.5], [[0.9, 0.1], [0.1, 0.9]], [part, other])
+    one, many = (particle.rao_blackwellised(jax.random.key(6), model, YS, particles=80, devices=n) for n in (None, 8))
+    np.testing.assert_allclose(many.log_likelihoods, one.log_likelihoods, rtol=1e-4)
+    np.testing.assert_allclose(many.mean.linear, one.mean.linear, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "error", "words"),
+    [
+        (9, ValueError, "devices is 9; expected a number from 1 to 8"),
+        (0, ValueError, "devices is 0; expected a number from 1 to 8"),
+        (True, TypeError, "devices is True; expected None, a number"),
+        ([], TypeError, "devices is .*; expected None, a number"),
+        (8, ValueError, "particles is 100; expected a multiple of the 8 devices"),
+    ],
+)
+def test_devices_that_cannot_be(devices, error, words):
+    for function in (particle.filter, particle.log_likelihood, particle.smooth):
+        with pytest.raises(error, match=words) as caught:
+            function(jax.random.key(0), WALK, YS, particles=100, devices=devices)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"particle.{function.__name__}: ")
