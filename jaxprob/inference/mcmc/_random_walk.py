@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc import _metropolis as metropolis
-from jaxprob.inference.mcmc._metric import as_metric, check_size
+from jaxprob.inference.mcmc._metric import Metric, as_metric, check_size
 from jaxprob.inference.mcmc._metropolis import MetropolisInfo, MetropolisState
 
 
@@ -60,12 +60,17 @@ def random_walk_metropolis(
 
     def step(key: core.Key, state: MetropolisState) -> tuple[MetropolisState, MetropolisInfo]:
         key = core.as_key(key, name)
-        vector, unravel = hamiltonian.to_vector(state.position)
-        noise = jax.random.normal(core.fold(key, 0), vector.shape, vector.dtype)
-        moved = vector + step_size.astype(vector.dtype) * metric.astype(vector.dtype).velocity(noise)
-        return metropolis.accept(core.fold(key, 1), state, metropolis.state_at(name, log_density, unravel(moved)))
+        moved = walk(core.fold(key, 0), state.position, step_size, metric)
+        return metropolis.accept(core.fold(key, 1), state, metropolis.state_at(name, log_density, moved))
 
     return core.Algorithm(init, step)
+
+
+def walk(key: core.Key, position: Any, step_size: jax.Array, metric: Metric) -> Any:
+    """The proposal of a random walk: a pytree like the position, which is one of floating arrays."""
+    vector, unravel = hamiltonian.to_vector(position)
+    noise = jax.random.normal(key, vector.shape, vector.dtype)
+    return unravel(vector + step_size.astype(vector.dtype) * metric.astype(vector.dtype).velocity(noise))
 
 
 def independent_metropolis(log_density: core.LogDensity, proposal: Any) -> core.Algorithm:

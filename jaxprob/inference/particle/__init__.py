@@ -25,6 +25,7 @@ from jaxprob.inference.particle._gibbs import GibbsState as GibbsState
 from jaxprob.inference.particle._gibbs import gibbs as gibbs
 from jaxprob.inference.particle._gradient import Score as Score
 from jaxprob.inference.particle._gradient import score as score
+from jaxprob.inference.particle._marginal_metropolis import MarginalInfo as MarginalInfo
 from jaxprob.inference.particle._marginal_metropolis import MarginalState as MarginalState
 from jaxprob.inference.particle._marginal_metropolis import marginal_metropolis as marginal_metropolis
 from jaxprob.inference.particle._markov_field import MarkovField as MarkovField

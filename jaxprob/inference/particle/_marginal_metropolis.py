@@ -16,15 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprob import core, scan
+from jaxprob import core
 from jaxprob.inference import smc
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc._metric import as_metric, check_size
-from jaxprob.inference.mcmc._metropolis import MetropolisInfo
 from jaxprob.inference.mcmc._numbers import known_number
+from jaxprob.inference.mcmc._random_walk import walk
 from jaxprob.inference.particle._arguments import as_feynman_kac, num_times
-from jaxprob.inference.particle._backward import take
 
 
 class MarginalState(NamedTuple):
@@ -33,7 +32,7 @@ class MarginalState(NamedTuple):
     Attributes:
       position: pytree, the parameters.
       log_density: (), log prior plus the estimate of the log likelihood.
-      log_likelihood: (), the estimate; -inf where the filter failed.
+      log_likelihood: (), the estimate; -inf where no particle was possible at some time, NaN where a weight was.
       randomness: (time, ...), uint32, the data of the keys of the filter that made it.
     """
 
@@ -41,6 +40,26 @@ class MarginalState(NamedTuple):
     log_density: jax.Array
     log_likelihood: jax.Array
     randomness: jax.Array
+
+
+class MarginalInfo(NamedTuple):
+    """What happened in one transition; every field is a scalar.
+
+    Attributes:
+      acceptance_rate: the probability with which the proposal was accepted.
+      accepted: whether it was.
+      log_density: of the new state.
+      log_likelihood: of the proposal, estimated. NaN where a weight of its filter was: it is rejected then, as any
+        density that is not a number, but the model is to be mended.
+      failed_at: of the filter of the proposal, as in `smc.Run`: the first time at which no particle was possible or a
+        weight was NaN; -1 where all is well or the prior is zero.
+    """
+
+    acceptance_rate: jax.Array
+    accepted: jax.Array
+    log_density: jax.Array
+    log_likelihood: jax.Array
+    failed_at: jax.Array
 
 
 def marginal_metropolis(
@@ -72,7 +91,7 @@ def marginal_metropolis(
       resampler: of the filter, `smc.adaptive()` by default.
 
     Returns:
-      Algorithm whose state is a `MarginalState` and whose info is a `MetropolisInfo`.
+      Algorithm whose state is a `MarginalState` and whose info is a `MarginalInfo`.
 
     Raises:
       TypeError: if `log_prior` or `model_of` is no function.
@@ -100,42 +119,38 @@ def marginal_metropolis(
     refresh = known_number(name, "refresh", refresh, lambda share: 0 < share <= 1, "a share in (0, 1]")
     steps = num_times(name, ys)
 
-    def state_at(position: Any, randomness: jax.Array, key: core.Key) -> MarginalState:
+    def state_at(position: Any, randomness: jax.Array, key: core.Key) -> tuple[MarginalState, jax.Array]:
         model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
-        estimate = log_likelihood(model, data, randomness, jax.random.key_impl(key), particles, resampler)
+        keys = jax.random.wrap_key_data(randomness, impl=jax.random.key_impl(key))
+        found = smc.run(keys, model, data, particles, resampler=resampler)
         prior = metropolis.number(name, "the value of log_prior", log_prior(position))
-        density = jnp.where(prior == -jnp.inf, prior, prior + estimate.astype(prior.dtype))
-        return MarginalState(position, density, estimate, randomness)
+        density, estimate = posterior_density(prior, found.log_likelihood)
+        failed_at = jnp.where(prior == -jnp.inf, -1, found.failed_at)
+        return MarginalState(position, density, estimate, randomness), failed_at
 
     def init(position: Any, key: core.Key) -> MarginalState:
         position = jax.tree.map(jnp.asarray, position)
         check_size(metric, hamiltonian.to_vector(position)[0].size, name)
         key = core.as_key(key, name)
-        return state_at(position, jax.random.key_data(core.chain_keys(key, jnp.arange(steps))), key)
+        return state_at(position, jax.random.key_data(core.chain_keys(key, jnp.arange(steps))), key)[0]
 
-    def step(key: core.Key, state: MarginalState) -> tuple[MarginalState, MetropolisInfo]:
+    def step(key: core.Key, state: MarginalState) -> tuple[MarginalState, MarginalInfo]:
         key = core.as_key(key, name)
-        vector, unravel = hamiltonian.to_vector(state.position)
-        noise = jax.random.normal(core.fold(key, 0), vector.shape, vector.dtype)
-        moved = unravel(vector + step_size.astype(vector.dtype) * metric.astype(vector.dtype).velocity(noise))
+        moved = walk(core.fold(key, 0), state.position, step_size, metric)
         new = core.chain_keys(core.fold(key, 1), jnp.arange(steps))
         anew = jax.random.uniform(core.fold(key, 2), (steps, 1)) < refresh.astype("float32")
         randomness = jnp.where(anew, jax.random.key_data(new), state.randomness)
-        return metropolis.accept(core.fold(key, 3), state, state_at(moved, randomness, key))
+        proposed, failed_at = state_at(moved, randomness, key)
+        state, info = metropolis.accept(core.fold(key, 3), state, proposed)
+        return state, MarginalInfo(*info, proposed.log_likelihood, failed_at)
 
     return core.Algorithm(init, step)
 
 
-def log_likelihood(
-    model: smc.FeynmanKac, data: Any, randomness: jax.Array, impl: Any, particles: int, resampler: smc.Resampler | None
-) -> jax.Array:
-    """The estimate of a filter whose keys, one a time, have the data `randomness`; -inf where it fails."""
-    state, info = smc.begin(jax.random.wrap_key_data(randomness[0], impl=impl), model, take(data, 0), particles)
+def posterior_density(prior: jax.Array, estimate: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The log density of parameters and the estimate of their log likelihood: -inf where the prior is zero.
 
-    def one(state: smc.ParticleState, x: Any) -> tuple[smc.ParticleState, jax.Array]:
-        state, info = smc.step(jax.random.wrap_key_data(x[0], impl=impl), model, state, x[1], resampler)
-        return state, info.log_increment
-
-    _, increments = scan.scan(one, state, (randomness[1:], take(data, slice(1, None))))
-    total = info.log_increment + jnp.sum(increments)
-    return jnp.where(jnp.isnan(total), -jnp.inf, total)
+    There a model may be none, and what its filter found means nothing.
+    """
+    estimate = jnp.where(prior == -jnp.inf, -jnp.inf, estimate)
+    return prior + estimate.astype(prior.dtype), estimate

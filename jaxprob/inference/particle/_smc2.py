@@ -21,8 +21,11 @@ from jaxprob import core, scan
 from jaxprob.inference import smc
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc._numbers import known_number
+from jaxprob.inference.mcmc._random_walk import walk
 from jaxprob.inference.particle._arguments import as_feynman_kac, num_times
 from jaxprob.inference.particle._backward import take
+from jaxprob.inference.particle._marginal_metropolis import posterior_density
+from jaxprob.inference.smc._moves import metric_of
 
 
 class SMC2State(NamedTuple):
@@ -36,6 +39,8 @@ class SMC2State(NamedTuple):
       log_likelihood: (parameter,), the estimates of each filter for the data up to `time`.
       filters: a `smc.ParticleState` whose leaves lead with parameters.
       time: (), int32, of the last datum taken.
+      failed_at: (), int32, the first time at which a weight was NaN in the filter of some parameters, proposals
+        included; -1 where there was none. Such parameters count for nothing, and the model is to be mended.
     """
 
     position: Any
@@ -45,6 +50,7 @@ class SMC2State(NamedTuple):
     log_likelihood: jax.Array
     filters: smc.ParticleState
     time: jax.Array
+    failed_at: jax.Array
 
     @property
     def population(self) -> smc.Population:
@@ -60,12 +66,32 @@ class SMC2Info(NamedTuple):
       effective_sample_size: of the parameters, before they were resampled.
       moved: whether they were resampled and moved.
       acceptance_rate: of the moves; 0 where there was none.
+      failed: share of the parameters that lost all weight at this datum because a weight of their filter was NaN.
     """
 
     log_increment: jax.Array
     effective_sample_size: jax.Array
     moved: jax.Array
     acceptance_rate: jax.Array
+    failed: jax.Array
+
+
+class Parameters(NamedTuple):
+    """One particle of parameters, as `metropolis.accept` takes it.
+
+    Attributes:
+      position: pytree.
+      log_density: (), log prior plus estimate.
+      log_prior: ().
+      log_likelihood: (), the estimate.
+      filter: `smc.ParticleState`.
+    """
+
+    position: Any
+    log_density: jax.Array
+    log_prior: jax.Array
+    log_likelihood: jax.Array
+    filter: smc.ParticleState
 
 
 def smc2(
@@ -87,7 +113,8 @@ def smc2(
       particles: of each filter.
       threshold: share in [0, 1] of the parameters below which their effective sample size leads to a move.
       moves: steps of particle marginal Metropolis-Hastings then, by a random walk with the covariance of the weighted
-        parameters times `2.38^2 / size`; each runs a filter over all data so far.
+        parameters times `2.38^2 / size` (of fewer than 10 a scalar their variances alone); each runs a filter over all
+        data so far.
       resampler: of the filters, `smc.adaptive()` by default.
 
     Returns:
@@ -129,57 +156,63 @@ def smc2(
         position = jax.tree.map(jnp.asarray, position)
         number = jax.tree.leaves(position)[0].shape[0]
         filters, increments = jax.vmap(begin)(core.chain_keys(core.as_key(key, name), jnp.arange(number)), position)
-        evidence = core.logsumexp(increments, axis=-1) - math.log(number)
-        log_prior = jax.vmap(prior)(position)
-        return SMC2State(position, increments, evidence, log_prior, increments, filters, jnp.int32(0))
+        log_weights, zero = _known(increments), jnp.int32(0)
+        evidence = core.logsumexp(log_weights, axis=-1) - math.log(number)
+        log_prior, failed_at = jax.vmap(prior)(position), _when(jnp.isnan(increments), zero)
+        return SMC2State(position, log_weights, evidence, log_prior, increments, filters, zero, failed_at)
 
     def move(key: core.Key, state: SMC2State) -> tuple[SMC2State, jax.Array]:
-        number = state.log_weights.shape[0]
-        root = _root(state.population)
+        number, dtype = state.log_weights.shape[0], state.log_weights.dtype
+        metric = metric_of(state.position, state.population.weights)
+        step_size = jnp.asarray(2.38 / math.sqrt(max(core.size(state.position) // number, 1)), dtype)
         ancestors = smc.systematic(core.fold(key, 0), state.log_weights, number)
-        held = state.position, state.log_prior, state.log_likelihood, state.filters
+        density, _ = posterior_density(state.log_prior, state.log_likelihood)
+        held = Parameters(state.position, density, state.log_prior, state.log_likelihood, state.filters)
         indices = jnp.arange(number)
 
-        def one(key: core.Key, position: Any, log_prior: Any, log_likelihood: Any, filter_: Any) -> Any:
-            vector, unravel = core.ravel(position)
-            noise = jax.random.normal(core.fold(key, 0), vector.shape, vector.dtype)
-            new = unravel(vector + core.matvec(root.astype(vector.dtype), noise))
-            new_filter, new_likelihood = rerun(core.fold(key, 1), new, state.time)
-            new_prior = prior(new)
-            ratio = new_prior + new_likelihood.astype(new_prior.dtype) - log_prior - log_likelihood
-            ratio = jnp.where(jnp.isnan(ratio) | (new_prior == -jnp.inf), -jnp.inf, ratio)
-            accepted = jnp.log(jax.random.uniform(core.fold(key, 2), (), ratio.dtype)) < ratio
-            both = (new, new_prior, new_likelihood, new_filter), (position, log_prior, log_likelihood, filter_)
-            return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), *both), accepted
+        def one(key: core.Key, held: Parameters) -> tuple[Parameters, jax.Array, jax.Array]:
+            position = walk(core.fold(key, 0), held.position, step_size, metric)
+            filter_, likelihood, failed_at = rerun(core.fold(key, 1), position, state.time)
+            log_prior = prior(position)
+            density, likelihood = posterior_density(log_prior, likelihood)
+            proposed = Parameters(position, density, log_prior, likelihood, filter_)
+            held, info = metropolis.accept(core.fold(key, 2), held, proposed)
+            return held, info.accepted, jnp.where(log_prior == -jnp.inf, -1, failed_at)
 
         def again(carry: Any, index: jax.Array) -> Any:
-            held, accepted = carry
-            held, goes = jax.vmap(one)(core.chain_keys(core.fold(key, index + 1), indices), *held)
-            return held, accepted + jnp.mean(goes.astype(accepted.dtype)) / moves
+            held, rate, failed_at = carry
+            held, goes, fails = jax.vmap(one)(core.chain_keys(core.fold(key, index + 1), indices), held)
+            return held, rate + jnp.mean(goes.astype(dtype)) / moves, _first(failed_at, fails)
 
-        dtype = state.log_weights.dtype
-        (position, log_prior, log_likelihood, filters), rate = scan.repeat(
-            again, (take(held, ancestors), jnp.zeros((), dtype)), moves
+        start = take(held, ancestors), jnp.zeros((), dtype), state.failed_at
+        held, rate, failed_at = scan.repeat(again, start, moves)
+        moved = state._replace(
+            position=held.position,
+            log_weights=jnp.zeros_like(state.log_weights),
+            log_prior=held.log_prior,
+            log_likelihood=held.log_likelihood,
+            filters=held.filter,
+            failed_at=failed_at,
         )
-        equal = jnp.zeros_like(state.log_weights)
-        moved = SMC2State(position, equal, state.log_evidence, log_prior, log_likelihood, filters, state.time)
         return moved, rate
 
     def one_datum(key: core.Key, state: SMC2State) -> tuple[SMC2State, SMC2Info]:
         number = state.log_weights.shape[0]
         keys = core.chain_keys(core.fold(key, 0), jnp.arange(number))
         filters, increments = jax.vmap(extend)(keys, state.position, state.filters)
-        before = state.log_weights - core.logsumexp(state.log_weights, axis=-1)
-        log_weights = before + increments
+        total = core.logsumexp(state.log_weights, axis=-1)
+        before = state.log_weights - jnp.where(total == -jnp.inf, 0, total)
+        failed = jnp.isnan(increments) & (before > -jnp.inf)
+        log_weights = before + _known(increments)
         increment = core.logsumexp(log_weights, axis=-1)
-        state = SMC2State(
-            state.position,
-            log_weights,
-            state.log_evidence + increment,
-            state.log_prior,
-            state.log_likelihood + increments,
-            filters,
-            state.time + 1,
+        time = state.time + 1
+        state = state._replace(
+            log_weights=log_weights,
+            log_evidence=state.log_evidence + increment,
+            log_likelihood=state.log_likelihood + increments,
+            filters=filters,
+            time=time,
+            failed_at=_first(state.failed_at, _when(failed, time)),
         )
         ess = state.population.effective_sample_size
         # Without any mass there is nothing to resample by.
@@ -193,13 +226,13 @@ def smc2(
             numbers,
             state,
         )
-        return state, SMC2Info(increment, ess, low, rate)
+        return state, SMC2Info(increment, ess, low, rate, jnp.mean(failed.astype(ess.dtype)))
 
     def step(key: core.Key, state: SMC2State) -> tuple[SMC2State, SMC2Info]:
         after, info = one_datum(core.as_key(key, name), state)
         ess = state.population.effective_sample_size
         zero = jnp.zeros((), ess.dtype)
-        nothing = SMC2Info(zero.astype(info.log_increment.dtype), ess, jnp.zeros((), bool), zero)
+        nothing = SMC2Info(zero.astype(info.log_increment.dtype), ess, jnp.zeros((), bool), zero, zero)
         there = state.time + 1 < steps
         return jax.tree.map(lambda new, old: jnp.where(there, new, old), (after, info), (state, nothing))
 
@@ -241,9 +274,9 @@ def exchange(
     core.check_whole(name, particles=particles)
     _, _, rerun = _filters(name, model_of, ys, particles, resampler)
     keys = core.chain_keys(core.as_key(key, name), jnp.arange(state.log_weights.shape[0]))
-    filters, log_likelihood = jax.vmap(rerun, (0, 0, None))(keys, state.position, state.time)
+    filters, log_likelihood, failed_at = jax.vmap(rerun, (0, 0, None))(keys, state.position, state.time)
     dead = state.log_weights == -jnp.inf
-    ratio = jnp.where(dead, 0, log_likelihood - jnp.where(dead, 0, state.log_likelihood))
+    ratio = jnp.where(dead, 0, _known(log_likelihood) - jnp.where(dead, 0, state.log_likelihood))
     log_weights = state.log_weights + ratio
     change = core.logsumexp(log_weights, axis=-1) - core.logsumexp(state.log_weights, axis=-1)
     return state._replace(
@@ -251,6 +284,7 @@ def exchange(
         log_evidence=state.log_evidence + change,
         log_likelihood=log_likelihood,
         filters=filters,
+        failed_at=_first(state.failed_at, jnp.where(dead, -1, failed_at)),
     )
 
 
@@ -262,19 +296,21 @@ def _filters(
     def begin(key: core.Key, position: Any) -> tuple[smc.ParticleState, jax.Array]:
         model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
         state, info = smc.begin(key, model, take(data, 0), particles)
-        return state, _known(info.log_increment)
+        return state, info.log_increment
 
     def extend(key: core.Key, position: Any, state: smc.ParticleState) -> tuple[smc.ParticleState, jax.Array]:
         model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
         state, info = smc.step(key, model, state, take(data, state.time + 1), resampler)
-        return state, _known(info.log_increment)
+        return state, info.log_increment
 
-    def rerun(key: core.Key, position: Any, time: jax.Array) -> tuple[smc.ParticleState, jax.Array]:
+    def rerun(key: core.Key, position: Any, time: jax.Array) -> tuple[smc.ParticleState, jax.Array, jax.Array]:
         def one(carry: Any, step: jax.Array) -> Any:
-            state, increment = extend(core.fold(key, step + 1), position, carry[0])
-            return state, carry[1] + increment
+            state, total, failed_at = carry
+            state, increment = extend(core.fold(key, step + 1), position, state)
+            return state, total + increment, _first(failed_at, _when(jnp.isnan(increment), state.time))
 
-        return scan.repeat(one, begin(core.fold(key, 0), position), time)
+        state, increment = begin(core.fold(key, 0), position)
+        return scan.repeat(one, (state, increment, _when(jnp.isnan(increment), jnp.int32(0))), time)
 
     return begin, extend, rerun
 
@@ -283,12 +319,12 @@ def _known(increment: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(increment), -jnp.inf, increment)
 
 
-def _root(population: smc.Population) -> jax.Array:
-    """Lower root of the covariance of weighted parameters times 2.38^2 / size, which is best on a Gaussian."""
-    vectors = jax.vmap(lambda position: core.ravel(position)[0])(population.particles)
-    weights, size = population.weights.astype(vectors.dtype), vectors.shape[1]
-    away = vectors - jnp.expand_dims(core.matvec(vectors.T, weights), 0)
-    covariance = core.matmul(away.T, jnp.expand_dims(weights, 1) * away)
-    # A thousandth keeps parameters moving where only one is left.
-    jitter = 1e-3 * jnp.trace(covariance) / size + jnp.finfo(vectors.dtype).tiny
-    return core.cholesky(covariance + jitter * jnp.eye(size, dtype=vectors.dtype)) * (2.38 / math.sqrt(size))
+def _when(failed: jax.Array, time: jax.Array) -> jax.Array:
+    """The time if anything failed, else -1."""
+    return jnp.where(jnp.any(failed), time, -1).astype(jnp.int32)
+
+
+def _first(one: jax.Array, others: jax.Array) -> jax.Array:
+    """The earliest of times of which -1 is never."""
+    # As an unsigned number -1 is the latest of all.
+    return jnp.minimum(one.astype(jnp.uint32), jnp.min(others.astype(jnp.uint32))).astype(jnp.int32)

@@ -205,7 +205,7 @@ def run(
     """All times of a Feynman-Kac model.
 
     Args:
-      key: random key; time t uses `fold_in(key, t)`.
+      key: random key; time t uses `fold_in(key, t)`. Or keys (time,), one for each time.
       model: a `FeynmanKac`.
       data: pytree (time, ...), at least one time.
       num_particles: how many.
@@ -234,18 +234,29 @@ def run(
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
         raise core.bad_value("run", "data", core.describe(data), "a pytree of arrays (time, ...) of at least one time")
-    key = core.as_key(key, "run")
+    words, kind = None, None
+    if core.is_key(key) and key.ndim == 1:
+        # As numbers: a key must not be one of an array that a loop goes along.
+        words, kind = jax.random.key_data(key), jax.random.key_impl(key)
+    else:
+        key = core.as_key(key, "run")
     look = (lambda population: None) if keep is None else keep
     first, rest = jax.tree.map(lambda leaf: leaf[0], data), jax.tree.map(lambda leaf: leaf[1:], data)
-    state, info = begin(core.fold(key, 0), model, first, num_particles, axis_name=axis_name)
 
-    def one(state: ParticleState, datum: Any) -> tuple[ParticleState, Any]:
-        state, info = step(core.fold(key, state.time + 1), model, state, datum, resampler, axis_name=axis_name)
+    def key_of(time: Any, own: Any) -> core.Key:
+        return core.fold(key, time) if own is None else jax.random.wrap_key_data(own, impl=kind)
+
+    for_first = key_of(0, None if words is None else words[0])
+    state, info = begin(for_first, model, first, num_particles, axis_name=axis_name)
+
+    def one(state: ParticleState, now: Any) -> tuple[ParticleState, Any]:
+        datum, own = now
+        state, info = step(key_of(state.time + 1, own), model, state, datum, resampler, axis_name=axis_name)
         info = info if keep is not None else info._replace(ancestors=None)
         return state, (info, look(state.population))
 
     kept = look(state.population)
-    last, (infos, kepts) = scan.scan(one, state, rest)
+    last, (infos, kepts) = scan.scan(one, state, (rest, None if words is None else words[1:]))
     if infos.ancestors is not None:
         start, _ = _place(num_particles, axis_name)
         themselves = jnp.arange(num_particles, dtype=jnp.int32) + (0 if start is None else start)

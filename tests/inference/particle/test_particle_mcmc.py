@@ -139,6 +139,98 @@ def test_an_exchange_of_filters_keeps_evidence_and_posterior():
     assert np.abs(z).max() < 4.5
 
 
+THREE = jnp.array([0.5, -0.2, 1.0])
+
+
+def broken_above(limit, time, value):
+    """A model whose potential at a time is a given value where the parameter is above a limit, and nowhere else."""
+
+    def potential(phi, x, t, y):
+        return jnp.where((phi > limit) & (t == time), value, -0.5 * (y - x) ** 2)
+
+    def model_of(phi):
+        return smc.FeynmanKac(
+            initial=lambda key, y: jax.random.normal(key),
+            log_initial_potential=lambda x, y: potential(phi, x, 0, y),
+            transition=lambda key, x, t, y: phi * x + jax.random.normal(key),
+            log_potential=lambda old, x, t, y: potential(phi, x, t, y),
+        )
+
+    return model_of
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("time", [0, 2])
+def test_a_proposal_without_a_likelihood_is_rejected_and_told(value, time):
+    prior = lambda phi: jnp.where(phi > 4, -jnp.inf, -0.5 * phi**2)  # noqa: E731
+    kernel = particle.marginal_metropolis(prior, broken_above(0, time, value), THREE, particles=5, step_size=3.0)
+    states, infos = jax.vmap(lambda key: kernel.step(jax.random.fold_in(key, 1), kernel.init(jnp.float32(-0.1), key)))(
+        jax.random.split(jax.random.key(0), 100)
+    )
+    told = np.asarray(infos.failed_at)
+    assert set(told) == {-1, time}
+    assert (np.asarray(states.position) <= 0).all()
+    assert (~np.asarray(infos.accepted))[told == time].all()
+    np.testing.assert_array_equal(np.asarray(infos.log_likelihood)[told == time], value)
+    # Where the prior is zero the model need not be one, and nothing is amiss.
+    outside = (np.asarray(infos.log_likelihood) == -np.inf) & (told == -1)
+    assert outside.any()
+    assert 0.3 < np.mean(told == time) < 0.5
+    # A chain that begins where there is none is told of by its state, and leaves.
+    state = kernel.init(jnp.float32(1.0), jax.random.key(1))
+    np.testing.assert_equal(float(state.log_likelihood), value)
+    np.testing.assert_equal(float(state.log_density), value)
+    moved, info = jax.vmap(lambda key: kernel.step(key, state))(jax.random.split(jax.random.key(2), 50))
+    assert (np.asarray(info.accepted) == (np.asarray(moved.position) <= 0)).all()
+    assert np.asarray(info.accepted).any()
+
+
+def test_smc2_tells_of_parameters_whose_likelihood_is_no_number():
+    @jax.jit
+    def run(limit, time, value, threshold):
+        model = broken_above(limit, time, value)
+        options = {"particles": 4, "threshold": threshold, "moves": 1}
+        algorithm = particle.smc2(lambda phi: -0.5 * phi**2, model, THREE, **options)
+        state = algorithm.init(jnp.linspace(-1.0, 1.0, 32), jax.random.key(0))
+        body = lambda state, index: algorithm.step(jax.random.fold_in(jax.random.key(1), index), state)  # noqa: E731
+        return jax.lax.scan(body, state, jnp.arange(2))
+
+    for time in (0, 2):
+        state, info = run(0.0, time, np.nan, 0.0)
+        assert int(state.failed_at) == time
+        np.testing.assert_array_equal(info.failed, [0, 0.5 if time == 2 else 0])
+        assert (np.asarray(state.log_weights) > -np.inf).sum() == 16
+        impossible, info = run(0.0, time, -np.inf, 0.0)
+        assert int(impossible.failed_at) == -1
+        assert (np.asarray(info.failed) == 0).all()
+        np.testing.assert_allclose(impossible.log_evidence, state.log_evidence, rtol=1e-5)
+        assert np.isfinite(float(state.log_evidence))
+    # Proposals are told of as well: parameters above the limit come by moves alone.
+    state, info = run(1.01, 0, np.nan, 0.999)
+    assert np.asarray(info.moved).all()
+    assert int(state.failed_at) == 0
+    assert (np.asarray(info.failed) == 0).all()
+    assert (np.asarray(state.position) <= 1.01).all()
+    # Where no parameter is left there is no evidence, now and later.
+    state, _ = run(-9.0, 1, -np.inf, 0.5)
+    assert float(state.log_evidence) == -np.inf
+
+
+def test_an_exchange_tells_of_filters_that_fail():
+    whole, broken = broken_above(9, 1, 0.0), broken_above(0, 1, np.nan)
+
+    @jax.jit
+    def run():
+        algorithm = particle.smc2(lambda phi: -0.5 * phi**2, whole, THREE, particles=4, threshold=0.0)
+        state, _ = algorithm.step(jax.random.key(1), algorithm.init(jnp.linspace(-1.0, 1.1, 8), jax.random.key(0)))
+        return state, particle.exchange(jax.random.key(2), state, broken, THREE, particles=6)
+
+    state, new = run()
+    assert int(state.failed_at) == -1
+    assert int(new.failed_at) == 1
+    assert (np.asarray(new.log_weights) == -np.inf).sum() == 4
+
+
 OBSERVED_SD, INNOVATION, STEPS, CHAINS = 0.7, 0.5, 4, 4096
 
 

@@ -287,7 +287,7 @@ def test_the_evidence_of_a_hundred_scalars_at_a_thousand_particles():
     x, y = jnp.asarray(design, jnp.float32), jnp.asarray(values, jnp.float32)
     algorithm = smc.tempered(
         log_prior=lambda q: jnp.sum(-0.5 * (q / 10) ** 2 - np.log(10 * np.sqrt(2 * np.pi))),
-        log_likelihood=lambda q: jnp.sum(-0.5 * (y - core.matmul(x, q)) ** 2 - np.log(np.sqrt(2 * np.pi))),
+        log_likelihood=lambda q: jnp.sum(-0.5 * (y - core.matvec(x, q)) ** 2 - np.log(np.sqrt(2 * np.pi))),
         sample_prior=lambda key: 10 * jax.random.normal(key, (100,)),
     )
     run = repeats(algorithm, 3)
