@@ -278,6 +278,27 @@ class Gaussian(NoisingProcess):
         error = self._squared_error(output, x0, xt, t)
         return -0.5 * self.schedule.slope(t).astype(error.dtype) * error
 
+    def expected_error(self, output: Any, x0: Any, xt: Any, t: Any) -> jax.Array:
+        """An estimate of E[|noise - what the output says of it|^2 given x_0], (), of a smaller variance than the error.
+
+        From the error goes that of a linear guess, of data with mean zero and the variance of this example, and its
+        expectation takes its place. Next to the data, where noise can hardly be told, nothing else is left of it.
+        """
+        log_ratio = self.log_ratio(t)
+        data = self.noise.whitened(core.as_float(x0).astype(xt.dtype))
+        wide = core.accumulator_dtype(data.dtype)
+        squares = jnp.sum(data.astype(wide) ** 2)
+        # Not of a number alone, which may be zero by chance.
+        variance = (squares + self.data_scale**2) / (data.size + 1)
+        log_odds = log_ratio.astype(wide) + jnp.log(variance)
+        of_noise = core.sigmoid(log_odds)
+        of_data = jnp.exp(0.5 * log_ratio.astype(wide)) * core.sigmoid(-log_odds)
+        alpha, sigma = self._scales_as(xt, t)
+        noise = (self.noise.whitened(xt) - alpha * data) / sigma
+        linear = jnp.sum((of_noise * noise.astype(wide) - of_data * data.astype(wide)) ** 2)
+        expected = of_noise**2 * data.size + of_data**2 * squares
+        return self._squared_error(output, x0, xt, t) - linear + expected
+
     def prior_divergence(self, x0: Any) -> jax.Array:
         """KL[q(x_1 | x_0), p(x_1)] in nats, ()."""
         x0 = core.as_float(x0)
@@ -372,16 +393,17 @@ def variance_exploding(
     is; where they have trouble with its scale, use "preconditioned" with a network that divides by it, or
     `variance_preserving` with the same schedule, which is the same process in other units.
 
-    Args and errors are those of `variance_preserving`; the schedule is `log_linear(9.2, -7.8)` by default (noise scales
-    from 0.01 to 50).
+    Args and errors are those of `variance_preserving`; the schedule is `log_linear(13.0, -15.0)` by default (noise
+    scales from 0.0015 to 1800). What is left of the data at time 1 is an error of everything that starts from the
+    prior, of the size of their mean over the largest noise scale; and the law of samples has the noise of time 0.
 
     >>> alpha, sigma = variance_exploding().scales(1.0)
-    >>> float(alpha), round(float(sigma), 2)
-    (1.0, 49.4)
+    >>> float(alpha), round(float(sigma))
+    (1.0, 1808)
 
     Source: Song et al. (2021), equation 9.
     """
-    schedule = log_linear(9.2, -7.8) if schedule is None else schedule
+    schedule = log_linear(13.0, -15.0) if schedule is None else schedule
     return _gaussian("diffusion.variance_exploding", schedule, "exploding", prediction, weighting, noise)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from jaxprob import core
 from jaxprob.models import diffusion
@@ -82,10 +82,22 @@ def test_schedules_have_their_closed_forms(x64):
     survival = np.exp(-(0.1 * start + 0.5 * start**2 * 19.9))
     np.testing.assert_allclose(diffusion.linear_beta(start=1e-3)(t), np.log(survival / (1 - survival)), rtol=1e-9)
     np.testing.assert_allclose(diffusion.straight(1e-9)(t), 2 * np.log((1 - t) / t), atol=1e-6)
-    # EDM: the logarithm of the scale is normal, cut at the ends.
-    law = stats.truncnorm((np.log(0.002) + 1.2) / 1.2, (np.log(80) + 1.2) / 1.2, -1.2, 1.2)
-    np.testing.assert_allclose(diffusion.log_normal()(t), -2 * law.ppf(t), rtol=1e-9)
-    np.testing.assert_allclose(diffusion.log_normal()(np.array([0.0, 1.0])), -2 * np.log([0.002, 80.0]), rtol=1e-6)
+    # EDM: the logarithm of the scale is normal, cut at the ends; with a floor of its density where the ends are far.
+    near = diffusion.log_normal(smallest=0.02, largest=5.0)
+    law = stats.truncnorm((np.log(0.02) + 1.2) / 1.2, (np.log(5.0) + 1.2) / 1.2, -1.2, 1.2)
+    np.testing.assert_allclose(near(t), -2 * law.ppf(t), rtol=1e-9)
+    np.testing.assert_allclose(near(np.array([0.0, 1.0])), -2 * np.log([0.02, 5.0]), rtol=1e-6)
+    for schedule, smallest, largest in (
+        (diffusion.log_normal(), 0.001, 2000.0),
+        (diffusion.log_normal(smallest=0.2, largest=2000.0), 0.2, 2000.0),
+        (diffusion.log_normal(smallest=50.0, largest=90.0), 50.0, 90.0),
+    ):
+        low, high = ((np.log(end) + 1.2) / 1.2 for end in (smallest, largest))
+        units = np.linspace(low, high, 200_001)
+        mass = integrate.cumulative_simpson(np.maximum(stats.norm.pdf(units), stats.norm.pdf(3)), x=units, initial=0)
+        quantiles = np.interp(t, mass / mass[-1], units)
+        np.testing.assert_allclose(schedule(t), -2 * (-1.2 + 1.2 * quantiles), atol=1e-6)
+        np.testing.assert_allclose(schedule(np.array([0.0, 1.0])), -2 * np.log([smallest, largest]), rtol=1e-9)
     # A learnt one begins as a straight line between its ends, up to its sigmoids.
     assert np.abs(diffusion.learned(9.0, -7.0)(t) - (9 - 16 * t)).max() < 0.5
 
@@ -306,6 +318,17 @@ def test_all_is_finite_at_both_ends_in_float32(name):
         for leaf in jax.tree.leaves(everything(jnp.float32(t))):
             assert leaf.dtype == jnp.float32
             assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("make", [diffusion.elucidated, diffusion.bayesian_flow, diffusion.variance_exploding])
+def test_float32_tells_the_times_next_to_noise_apart(make):
+    process = make()
+    # The last times that float32 has before 1: levels that far from each other would be steps of any grid.
+    last = np.float32(1) - np.float32(2.0**-24) * np.arange(4, dtype=np.float32)
+    levels = np.asarray(jax.jit(jax.vmap(process.log_ratio))(last))
+    assert np.all(np.isfinite(levels))
+    assert np.all(np.abs(np.diff(levels)) < 2)
+    assert levels[0] < -15 + 1e-3
 
 
 def test_edm_is_exploding_noise_with_inputs_of_unit_variance():
