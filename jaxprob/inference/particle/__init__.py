@@ -6,6 +6,7 @@ from jaxprob.inference.particle._belief_propagation import belief_log_density as
 from jaxprob.inference.particle._belief_propagation import belief_propagation as belief_propagation
 from jaxprob.inference.particle._belief_propagation import belief_step as belief_step
 from jaxprob.inference.particle._controlled import controlled as controlled
+from jaxprob.inference.particle._controlled import twisted as twisted
 from jaxprob.inference.particle._filter import Filtered as Filtered
 from jaxprob.inference.particle._filter import filter as filter
 from jaxprob.inference.particle._filter import log_likelihood as log_likelihood

@@ -94,14 +94,73 @@ def controlled(
     core.check_whole(NAME, particles=particles)
     core.check_whole(NAME, 0, iterations=iterations)
     data = as_data(NAME, model, ys, missing)
+    return _controlled(key, _real(model), data, core.as_partial(resampler), particles, iterations)
+
+
+@core.pytree
+class Twisted:
+    """Twisting functions in the place of a proposal; of `twisted`."""
+
+    iterations: int = core.static()
+
+    def run(self, key: core.Key, model: Model, ys: Any, particles: int, resampler: Any) -> smc.Run:
+        """The last run of `controlled`, with a key or keys (time,); its log likelihood is that of the observations."""
+        data = ys if isinstance(ys, Datum) else as_data(NAME, model, ys)
+        return _steered(key, _real(model), data, resampler, particles, self.iterations, None)[0]
+
+
+def twisted(iterations: int = 3) -> Twisted:
+    """A `proposal` for `particle.marginal_metropolis`, whose estimates of likelihoods are then `particle.controlled`'s.
+
+    Functions are learnt anew for each parameter, of runs by the random numbers of its estimate. That is exact, as an
+    estimate is unbiased whatever they are; it costs `iterations + 1` filters and as many regressions, and pays where a
+    filter by the laws of the model would need many times the particles for a standard deviation near one.
+
+    Args:
+      iterations: how many runs the functions are learnt from, as for `particle.controlled`.
+
+    Raises:
+      ValueError: if it is not a whole number, 1 or more.
+
+    >>> twisted(2).iterations
+    2
+
+    Source: Heng, Bishop, Deligiannidis & Doucet (2020).
+    """
+    core.check_whole("particle.twisted", iterations=iterations)
+    return Twisted(iterations)
+
+
+def _real(model: Model) -> Laws:
+    """The laws of a model whose states are real."""
     laws = laws_of(NAME, model)
     if len(laws.state.shape) > 1 or not jnp.issubdtype(laws.state.dtype, jnp.floating):
         raise core.bad_value(NAME, "model", f"one of states {laws.state}", "real states of shape () or (n,)")
-    return _controlled(key, laws, data, core.as_partial(resampler), particles, iterations)
+    return laws
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _controlled(key: core.Key, laws: Laws, data: Datum, resampler: Any, particles: int, iterations: int) -> Filtered:
+    times = data.seen.shape[0]
+    found, twisting = _steered(key, laws, data, resampler, particles, iterations, _look)
+    (mean, variance), totals = found.kept
+    population = found.state.population
+    state = population.particles.state.reshape(particles, *laws.state.shape)
+    return Filtered(
+        mean.reshape(times, *laws.state.shape),
+        variance.reshape(times, *laws.state.shape),
+        totals,
+        found.info.effective_sample_size,
+        found.failed_at,
+        dataclasses.replace(population, particles=state),
+        kept=twisting,
+    )
+
+
+def _steered(
+    key: core.Key, laws: Laws, data: Datum, resampler: Any, particles: int, iterations: int, look: Any
+) -> tuple[smc.Run, Twisting]:
+    """The last run, which keeps what it is told to look at, and the functions that it is steered by."""
     times, size = data.seen.shape[0], max(laws.state.size, 1)
     dtype = core.accumulator_dtype(core.result_dtype(laws.state))
     program = smc.FeynmanKac(
@@ -117,23 +176,16 @@ def _controlled(key: core.Key, laws: Laws, data: Datum, resampler: Any, particle
         return smc.run(key, program, (data, twisting, after), particles, resampler=resampler, keep=look)
 
     def learn(twisting: Twisting, index: jax.Array) -> Twisting:
-        found = run(core.fold(key, index), twisting, lambda population: population.particles.state)
+        found = run(_folded(key, index), twisting, lambda population: population.particles.state)
         return _regress(laws, data, found.kept)
 
     twisting = scan.repeat(learn, nothing, iterations)
-    found = run(core.fold(key, iterations), twisting, _look)
-    (mean, variance), totals = found.kept
-    population = found.state.population
-    state = population.particles.state.reshape(particles, *laws.state.shape)
-    return Filtered(
-        mean.reshape(times, *laws.state.shape),
-        variance.reshape(times, *laws.state.shape),
-        totals,
-        found.info.effective_sample_size,
-        found.failed_at,
-        dataclasses.replace(population, particles=state),
-        kept=twisting,
-    )
+    return run(_folded(key, iterations), twisting, look), twisting
+
+
+def _folded(key: core.Key, index: Any) -> core.Key:
+    """A key, or each of keys (time,), with an index folded in."""
+    return jax.vmap(lambda one: core.fold(one, index))(key) if key.ndim else core.fold(key, index)
 
 
 def _look(population: smc.Population) -> Any:

@@ -24,6 +24,7 @@ from jaxprob.inference.mcmc._metric import as_metric, check_size
 from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.mcmc._random_walk import walk
 from jaxprob.inference.particle._arguments import as_feynman_kac, num_times
+from jaxprob.inference.particle._controlled import Twisted
 
 
 class MarginalState(NamedTuple):
@@ -71,6 +72,7 @@ def marginal_metropolis(
     step_size: Any = 1.0,
     inverse_mass_matrix: Any = 1.0,
     refresh: Any = 1.0,
+    proposal: Any = None,
     resampler: smc.Resampler | None = None,
 ) -> core.Algorithm:
     """Particle marginal Metropolis-Hastings: a random walk of parameters, one particle filter a step.
@@ -88,6 +90,9 @@ def marginal_metropolis(
       inverse_mass_matrix: an estimate of the posterior covariance: (size,) its diagonal, (size, size), or a scalar.
       refresh: share in (0, 1] of the times whose random numbers a proposal draws anew, on average. The others are those
         of the current state, so that the errors of both estimates are correlated and more proposals are accepted.
+      proposal: of the particles of a state-space model: None for its laws, `particle.guided(...)`,
+        `particle.kalman_guided(...)`, or `particle.twisted(...)` for estimates by controlled sequential Monte Carlo,
+        which vary least.
       resampler: of the filter, `smc.adaptive()` by default.
 
     Returns:
@@ -120,9 +125,12 @@ def marginal_metropolis(
     steps = num_times(name, ys)
 
     def state_at(position: Any, randomness: jax.Array, key: core.Key) -> tuple[MarginalState, jax.Array]:
-        model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
-        keys = jax.random.wrap_key_data(randomness, impl=jax.random.key_impl(key))
-        found = smc.run(keys, model, data, particles, resampler=resampler)
+        model, keys = model_of(position), jax.random.wrap_key_data(randomness, impl=jax.random.key_impl(key))
+        if isinstance(proposal, Twisted) and not isinstance(model, smc.FeynmanKac):
+            found = proposal.run(keys, model, ys, particles, resampler)
+        else:
+            program, data = as_feynman_kac(name, model, ys, kernel=False, proposal=proposal)
+            found = smc.run(keys, program, data, particles, resampler=resampler)
         prior = metropolis.number(name, "the value of log_prior", log_prior(position))
         density, estimate = posterior_density(prior, found.log_likelihood)
         failed_at = jnp.where(prior == -jnp.inf, -1, found.failed_at)

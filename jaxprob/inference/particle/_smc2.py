@@ -102,6 +102,7 @@ def smc2(
     particles: int,
     threshold: Any = 0.5,
     moves: int = 3,
+    proposal: Any = None,
     resampler: smc.Resampler | None = None,
 ) -> core.Algorithm:
     """SMC^2: the posterior of parameters and the evidence after every datum. A step takes one datum.
@@ -115,6 +116,7 @@ def smc2(
       moves: steps of particle marginal Metropolis-Hastings then, by a random walk with the covariance of the weighted
         parameters times `2.38^2 / size` (of fewer than 10 a scalar their variances alone); each runs a filter over all
         data so far.
+      proposal: None, `particle.guided(...)` or `particle.kalman_guided(...)`, of the particles of a state-space model.
       resampler: of the filters, `smc.adaptive()` by default.
 
     Returns:
@@ -150,7 +152,7 @@ def smc2(
     def prior(position: Any) -> jax.Array:
         return metropolis.number(name, "the value of log_prior", log_prior(position))
 
-    begin, extend, rerun = _filters(name, model_of, ys, particles, resampler)
+    begin, extend, rerun = _filters(name, model_of, ys, particles, proposal, resampler)
 
     def init(position: Any, key: core.Key) -> SMC2State:
         position = jax.tree.map(jnp.asarray, position)
@@ -246,6 +248,7 @@ def exchange(
     ys: Any,
     *,
     particles: int,
+    proposal: Any = None,
     resampler: smc.Resampler | None = None,
 ) -> SMC2State:
     """The state with filters of another number of particles, run anew over the data so far: for `smc2` of that number.
@@ -258,7 +261,7 @@ def exchange(
       state: of `smc2`.
       model_of, ys: as for `smc2`.
       particles: of each new filter.
-      resampler: of the new filters.
+      proposal, resampler: of the new filters.
 
     Returns:
       `SMC2State`; its evidence is corrected by the mean ratio.
@@ -272,7 +275,7 @@ def exchange(
     name = "particle.exchange"
     metropolis.check_callable(name, model_of=model_of)
     core.check_whole(name, particles=particles)
-    _, _, rerun = _filters(name, model_of, ys, particles, resampler)
+    _, _, rerun = _filters(name, model_of, ys, particles, proposal, resampler)
     keys = core.chain_keys(core.as_key(key, name), jnp.arange(state.log_weights.shape[0]))
     filters, log_likelihood, failed_at = jax.vmap(rerun, (0, 0, None))(keys, state.position, state.time)
     dead = state.log_weights == -jnp.inf
@@ -289,17 +292,22 @@ def exchange(
 
 
 def _filters(
-    name: str, model_of: Callable[[Any], Any], ys: Any, particles: int, resampler: smc.Resampler | None
+    name: str,
+    model_of: Callable[[Any], Any],
+    ys: Any,
+    particles: int,
+    proposal: Any,
+    resampler: smc.Resampler | None,
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The filter of one parameter: its first datum, one more, and all up to a time."""
 
     def begin(key: core.Key, position: Any) -> tuple[smc.ParticleState, jax.Array]:
-        model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
+        model, data = as_feynman_kac(name, model_of(position), ys, kernel=False, proposal=proposal)
         state, info = smc.begin(key, model, take(data, 0), particles)
         return state, info.log_increment
 
     def extend(key: core.Key, position: Any, state: smc.ParticleState) -> tuple[smc.ParticleState, jax.Array]:
-        model, data = as_feynman_kac(name, model_of(position), ys, kernel=False)
+        model, data = as_feynman_kac(name, model_of(position), ys, kernel=False, proposal=proposal)
         state, info = smc.step(key, model, state, take(data, state.time + 1), resampler)
         return state, info.log_increment
 

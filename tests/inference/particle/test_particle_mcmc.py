@@ -69,6 +69,71 @@ def test_marginal_metropolis_has_the_posterior_of_the_grid(refresh):
     assert 0.2 < float(accepted.mean()) < 0.8
 
 
+def test_twisted_particles_leave_hardly_any_noise_in_the_likelihood():
+    """Of a linear-Gaussian model the twisting functions are exact, and so is the likelihood: the chain is marginal."""
+
+    def init(proposal, particles, phi, key):
+        kernel = particle.marginal_metropolis(log_prior, model_of, YS, particles=particles, proposal=proposal)
+        return kernel.init(jnp.float32(phi), key).log_likelihood
+
+    keys = jax.random.split(jax.random.key(3), 20)
+    exact = oracle.log_likelihood(np.array([0.5, SPREAD]))
+    steered, plain = jax.jit(
+        lambda keys: [jax.vmap(functools.partial(init, how, 12, 0.5))(keys) for how in (particle.twisted(1), None)]
+    )(keys)
+    print(f"sd of the log likelihood: twisted {steered.std():.5f}, by the laws of the model {plain.std():.3f}")
+    np.testing.assert_allclose(steered, exact, atol=1e-3)
+    assert plain.std() > 0.2
+
+
+@pytest.mark.parametrize("proposal", [particle.twisted(1), particle.kalman_guided()], ids=["twisted", "guided"])
+def test_chains_of_other_proposals_have_the_posterior_of_the_grid(proposal):
+    # Few particles and rough functions: what is exact is so whatever they are.
+    kernel = particle.marginal_metropolis(
+        log_prior, model_of, YS, particles=4, step_size=0.9, refresh=0.5, proposal=proposal
+    )
+
+    def chain(key):
+        first, start, rest = jax.random.split(key, 3)
+        state = kernel.init(PRIOR_MEAN + PRIOR_SD * jax.random.normal(first), start)
+        one = lambda state, index: (kernel.step(jax.random.fold_in(rest, index), state)[0],) * 2  # noqa: E731
+        return jax.lax.scan(one, state, jnp.arange(120))[1].position
+
+    kept = np.asarray(jax.jit(jax.vmap(chain))(jax.random.split(jax.random.key(5), 200))[:, 30:], np.float64)
+    mean, second, _ = grid()
+    z = z_scores(np.stack([kept.mean(1), (kept**2).mean(1)], 1), np.array([mean, second]))
+    assert np.abs(z).max() < 4.5
+
+
+def test_smc2_and_exchange_take_a_proposal():
+    algorithm = particle.smc2(log_prior, model_of, YS, particles=4, threshold=0.0, proposal=particle.kalman_guided())
+    phi = jnp.linspace(0.0, 0.8, 5)
+
+    @jax.jit
+    def run():
+        state, _ = algorithm.step(jax.random.key(1), algorithm.init(phi, jax.random.key(0)))
+        new = particle.exchange(jax.random.key(2), state, model_of, YS, particles=4, proposal=particle.kalman_guided())
+        return state, new
+
+    # Two normal observations by the best proposal: the weights vary through the first state alone.
+    exact = [oracle.log_likelihood(np.array([x, SPREAD]), oracle.YS[:2]) for x in np.asarray(phi)]
+    for state in run():
+        np.testing.assert_allclose(state.log_likelihood, exact, atol=0.5)
+
+
+def test_proposals_that_do_not_go_with_a_model():
+    walk = lambda phi: broken_above(9, 1, 0.0)(phi)  # noqa: E731
+    for proposal in (particle.kalman_guided(), particle.twisted(1)):
+        kernel = particle.marginal_metropolis(log_prior, walk, THREE, particles=2, proposal=proposal)
+        with pytest.raises(ValueError, match="proposal is .*; expected None for a smc.FeynmanKac"):
+            kernel.init(jnp.float32(0.0), jax.random.key(0))
+    algorithm = particle.smc2(log_prior, model_of, YS, particles=2, proposal=particle.twisted(1))
+    with pytest.raises(TypeError, match="proposal is .*; expected one such as particle.guided"):
+        algorithm.init(jnp.zeros(2), jax.random.key(0))
+    with pytest.raises(ValueError, match="twisted: iterations is 0"):
+        particle.twisted(0)
+
+
 def test_a_part_of_the_random_numbers_is_kept_and_the_estimate_is_not_made_anew():
     kernel = particle.marginal_metropolis(log_prior, model_of, YS, particles=10, step_size=0.3, refresh=0.5)
     state = kernel.init(jnp.float32(0.5), jax.random.key(0))
