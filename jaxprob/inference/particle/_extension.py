@@ -177,9 +177,10 @@ def append(
       key_data: what it was drawn by, or None.
     """
     if branch.element is not None:
-        # After the end every element is the last one.
+        # After the end every element is the last one, and so is what it was drawn by.
         new = jax.tree.map(lambda leaf, old: jnp.asarray(leaf).astype(jnp.result_type(old)), element, branch.element)
         element = jax.tree.map(lambda old, leaf: jnp.where(branch.ended, old, leaf), branch.element, new)
+        key_data = None if key_data is None else jnp.where(branch.ended, branch.key_data, key_data)
     value, memory = weigh(program, branch, state, element, last)
     dtype = core.accumulator_dtype(core.result_dtype(value, state if log_probability is None else log_probability))
     value = value.astype(dtype)

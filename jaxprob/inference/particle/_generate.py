@@ -24,13 +24,16 @@ from jaxprob.inference.particle import _extension as extension
 from jaxprob.inference.particle._extension import Branch, Program
 from jaxprob.inference.particle._genealogy import trace
 from jaxprob.inference.particle._generator import LanguageModel, Potential, Sampler
+from jaxprob.inference.smc._devices import as_mesh, over_devices
+from jaxprob.inference.smc._resampler import normalized
 
 
 class Sequence(NamedTuple):
     """A sequence, or several on a leading axis.
 
     Attributes:
-      elements: pytree (time, ...): tokens (time,), or what a sampler draws. Behind the end the last one is repeated.
+      elements: pytree (time, ...): tokens (time,), or what a sampler draws. Behind the end the last one is repeated, in
+        `key_data` too.
       length: (), int32, how many there are, the end included.
       log_potential: (), sum of the log potentials.
       log_probability: (), log probability under a language model; None for a sampler.
@@ -75,6 +78,9 @@ def generate(
     resampler: smc.Resampler | None = None,
     proposal: Any = None,
     end: Any = None,
+    early_stop: bool = True,
+    chunk: int | None = None,
+    devices: Any = None,
 ) -> Generated:
     """Sequences of a generator tilted by a potential, by sequential Monte Carlo.
 
@@ -94,6 +100,11 @@ def generate(
         potentials, which are then computed for the whole vocabulary. Weights account for it.
       end: the token with which a sequence ends, or a function `element -> bool`. What has ended stays as it is, and
         nothing more is drawn or weighed.
+      early_stop: whether it is over when all have ended and are not resampled any more, with the same result. False for
+        derivatives in reverse mode; and where many short runs are mapped by `jax.vmap`, which wait for the longest.
+      chunk: how many sequences are extended at a time, on each device, which bounds memory; all by default. The draws
+        are the same.
+      devices: over which sequences are spread, as for `particle.filter`.
 
     Returns:
       `Generated`.
@@ -116,13 +127,20 @@ def generate(
     key = core.as_key(key, name)
     core.check_whole(name, length=length, particles=particles)
     program = extension.as_program(name, generator, potential, end, proposal)
-    return _generate(key, program, core.as_partial(resampler), length, particles)
+    if chunk is not None:
+        core.check_whole(name, chunk=chunk)
+    mesh = as_mesh(name, devices, particles)
+    stops = bool(early_stop) and end is not None and length > 1
+    return _generate(key, program, core.as_partial(resampler), length, particles, stops, chunk, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _generate(key: core.Key, program: Program, resampler: Any, length: int, particles: int) -> Generated:
-    model = extension.feynman_kac(program)
-    found = smc.run(key, model, lasts(length), particles, resampler=resampler, keep=what_was_drawn)
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def _generate(
+    key: core.Key, program: Program, resampler: Any, length: int, particles: int, stops: bool, chunk: Any, mesh: Any
+) -> Generated:
+    model, resampler = over_devices(smc.chunked(extension.feynman_kac(program), chunk), resampler, mesh)
+    until = nothing_changes if stops else None
+    found = smc.run(key, model, lasts(length), particles, resampler=resampler, keep=what_was_drawn, until=until)
     if found.info.ancestors is None:
         raise core.bad_value("particle.generate", "resampler", "one that copies no particles", "one with ancestors")
     population = found.state.population
@@ -137,6 +155,15 @@ def _generate(key: core.Key, program: Program, resampler: Any, length: int, part
 def lasts(length: int) -> jax.Array:
     """Whether each element is the last, (length,)."""
     return jnp.arange(length) == length - 1
+
+
+def nothing_changes(before: smc.ParticleState, state: smc.ParticleState, info: smc.ParticleInfo) -> jax.Array:
+    """Whether all had ended before a time, and stayed what they were there, weights too: then they do for ever."""
+    old, new = normalized(before.population).log_weights, normalized(state.population).log_weights
+    # Weights of zero are -inf, whose difference is no number.
+    same = jnp.all((old == new) | (jnp.abs(old - new) < 100 * jnp.finfo(new.dtype).eps))
+    copies = True if info.ancestors is None else jnp.all(info.ancestors == jnp.arange(info.ancestors.shape[0]))
+    return same & copies & jnp.all(state.population.particles.length <= state.time)
 
 
 def what_was_drawn(population: smc.Population) -> Any:

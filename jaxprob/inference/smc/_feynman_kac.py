@@ -200,6 +200,7 @@ def run(
     *,
     resampler: Resampler | None = None,
     keep: Callable[[Population], Any] | None = None,
+    until: Callable[[ParticleState, ParticleState, ParticleInfo], Any] | None = None,
     axis_name: str | None = None,
 ) -> Run:
     """All times of a Feynman-Kac model.
@@ -214,6 +215,9 @@ def run(
         with a resampler `smc.sharded(axis_name, ...)`. Weights and infos are then those of the whole population.
       keep: `population -> pytree`, what is kept of each time; nothing by default, so that memory does not grow with
         particles times steps. Ancestors (time, particle) are kept only where something else is.
+      until: `(before, state, info) -> bool`, of a time after the first and of the state before it: once it is true no
+        other time is run, and what there is of later ones is that of the last again. The run has no derivative in
+        reverse mode then.
 
     Returns:
       `Run`.
@@ -256,13 +260,36 @@ def run(
         return state, (info, look(state.population))
 
     kept = look(state.population)
-    last, (infos, kepts) = scan.scan(one, state, (rest, None if words is None else words[1:]))
+    later = rest, None if words is None else words[1:]
+    if until is None:
+        last, (infos, kepts) = scan.scan(one, state, later)
+    else:
+        last, (infos, kepts) = _until(until, one, state, later, lengths.pop()[0] - 1)
     if infos.ancestors is not None:
         start, _ = _place(num_particles, axis_name)
         themselves = jnp.arange(num_particles, dtype=jnp.int32) + (0 if start is None else start)
         info = info._replace(ancestors=themselves)
     whole = jax.tree.map(lambda a, b: jnp.concatenate([jnp.expand_dims(a, 0), b]), (info, kept), (infos, kepts))
     return Run(last, *whole)
+
+
+def _until(until: Callable[..., Any], one: Callable[..., Any], state: ParticleState, xs: Any, steps: int) -> Any:
+    """As the scan of `one` over `xs`, to the time after which nothing changes."""
+
+    def go(carry: Any, index: jax.Array) -> Any:
+        state, row = one(carry[0], jax.tree.map(lambda leaf: leaf[index], xs))
+        return (state, row, until(carry[0], state, row[0]), index + 1), row
+
+    shape = jax.eval_shape(go, (state, None), jnp.int32(0))[1]
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    start = state, nothing, jnp.zeros((), bool), jnp.int32(0)
+    (state, row, _, count), rows = scan.bounded(go, start, steps, steps, until=lambda carry: carry[2])
+
+    def filled(leaf: jax.Array, last: jax.Array) -> jax.Array:
+        there = (jnp.arange(steps) < count).reshape(-1, *(1,) * last.ndim)
+        return jnp.where(there, leaf, jnp.expand_dims(last, 0))
+
+    return state, jax.tree.map(filled, rows, row)
 
 
 def _place(number: int, axis_name: str | None) -> tuple[Any, int]:

@@ -394,6 +394,64 @@ def test_compiled_once_and_mapped_as_one_by_one():
         assert np.allclose(row.log_evidence, one.log_evidence, atol=1e-5)
 
 
+def count_step(limit, state, token):
+    """Tokens are counted; the end comes for certain after so many, and is likely before."""
+    logits = jnp.where(state + 1 >= limit, jnp.array([-jnp.inf, -jnp.inf, 0.0]), jnp.array([0.3, 0.1, 0.8]))
+    return logits, state + 1
+
+
+ENDING = particle.LanguageModel(jnp.int32(0), Partial(count_step, 5), 0)
+FIRST_TOKENS = particle.Potential(None, lambda memory, token: (jnp.array([0.5, -1.0, 0.2])[token], None))
+
+
+@pytest.mark.parametrize(
+    "resampler",
+    [None, smc.always(), smc.always(smc.multinomial), smc.soft(0.7), smc.adaptive(threshold=0.999)],
+    ids=["adaptive", "systematic", "multinomial", "soft", "nearly always"],
+)
+def test_a_run_that_ends_early_is_the_whole_run(resampler):
+    options = {"particles": 40, "end": 2, "resampler": resampler}
+    generator, potential, length = (ENDING, FIRST_TOKENS, 12) if resampler is None else (SAMPLER, WITH_FINAL, LENGTH)
+    for seed in range(3):
+        early, whole = (
+            particle.generate(jax.random.key(seed), generator, length, potential, early_stop=early, **options)
+            for early in (True, False)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), early, whole)
+    assert (np.asarray(whole.population.particles.length) < length).any()
+
+
+def test_nothing_is_computed_once_all_have_ended():
+    steps = []
+
+    def step(state, token):
+        jax.debug.callback(lambda: steps.append(1), ordered=False)
+        return count_step(5, state, token)
+
+    counted = particle.LanguageModel(jnp.int32(0), step, 0)
+    for length, early in ((60, True), (20, False)):
+        steps.clear()
+        found = particle.generate(jax.random.key(0), counted, length, particles=8, end=2, early_stop=early)
+        jax.block_until_ready(found)
+        jax.effects_barrier()
+        # Those that have ended are looked at once more: they might be resampled.
+        assert len(steps) == (int(found.population.particles.length.max()) + 1 if early else length)
+        assert (np.asarray(found.population.particles.elements)[:, 5:] == 2).all()
+        assert found.effective_sample_size.shape == (length,)
+
+
+@pytest.mark.parametrize("options", [{"chunk": 3}, {"devices": 8}, {"devices": 4, "chunk": 5}], ids="-".join)
+def test_chunks_and_devices_change_nothing(options):
+    generator, potential = (MODEL, WITH_FINAL) if "chunk" in options else (SAMPLER, POTENTIAL)
+    one, many = (
+        particle.generate(jax.random.key(7), generator, LENGTH, potential, particles=80, end=END, **more)
+        for more in ({}, options)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), many, one)
+    number = options.get("devices", 1)
+    assert len(many.population.particles.length.sharding.device_set) == number
+
+
 def test_one_particle_is_one_draw():
     found = particle.generate(jax.random.key(0), MODEL, LENGTH, POTENTIAL, particles=1)
     assert np.isclose(found.log_evidence, found.population.particles.log_potential[0], atol=1e-5)
@@ -412,6 +470,10 @@ def test_dtypes(x64):
 
 KEY = jax.random.key(0)
 BAD = {
+    "particle.generate: chunk is 0": lambda: particle.generate(KEY, MODEL, 3, chunk=0),
+    "particle.generate: particles is 9; expected a multiple of the 2 devices": lambda: particle.generate(
+        KEY, MODEL, 3, particles=9, devices=2
+    ),
     "particle.generate: generator is": lambda: particle.generate(KEY, chain_step, 3),
     "particle.generate: length is 0": lambda: particle.generate(KEY, MODEL, 0),
     "particle.generate: particles is 0": lambda: particle.generate(KEY, MODEL, 3, particles=0),
