@@ -105,8 +105,8 @@ def fit(
         `steps` than at first extend it.
       log_every: steps between two lines of `out/metrics.jsonl` and of `history`.
       tensorboard: write the metrics to `out/tensorboard` too (extra `tensorboard`).
-      progress: "auto" for a table on a terminal and silence elsewhere; `runtime.progress.terminal()`, any object like
-        it, or None for silence.
+      progress: "auto" for a table on a terminal and silence elsewhere; True or `runtime.progress.terminal()`, or any
+        object like it; None or False for silence.
       until: a rule to stop earlier, `runtime.wall_clock("2h")`.
       checkpoint_every: seconds between checkpoints, if there is an `out`.
 
@@ -139,6 +139,7 @@ def fit(
     _wait_for_all("every process has looked at the folder before the first one writes in it")
     first = jax.process_index() == 0
     progress = (_automatic() if progress == "auto" else progress) if first and progress is not False else None
+    progress = _progress.terminal() if progress is True else progress
     meta = {} if folder is None else plan.meta()
     with contextlib.ExitStack() as stack:
         if isinstance(plan.source, learning.data.Stream):

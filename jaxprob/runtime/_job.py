@@ -96,6 +96,7 @@ class Job(Loop):
         self.step += count if warm else count * self.thin
         done = host.pop("sample_stats/done", None)  # of populations
         if warm and done is not None:
+            self.tally.add_populations(done, self.step - count)
             self._populations_stand(done[-1], host["sample_stats/log_evidence"][-1])
         if not warm and self.store is not None:
             self.store.append(host)
@@ -169,12 +170,17 @@ class Job(Loop):
         return rows
 
 
+# Scalars of a population that a watcher wants to see, besides how often moves are accepted.
+_OF_POPULATIONS = ("inverse_temperature", "log_evidence", "acceptance_rate")
+
+
 class Tally:
     """Running counts of each chain for the progress table."""
 
     def __init__(self) -> None:
         self._last: dict[str, np.ndarray] = {}
         self._divergences: Any = 0
+        self._done: Any = False
 
     def add(self, rows: dict[str, np.ndarray], warm: bool) -> None:
         """Takes in the stats of a chunk, (rows, chain) each."""
@@ -184,21 +190,25 @@ class Tally:
         for name in ("num_steps", "acceptance_rate"):
             if name in stats:
                 self._last[name] = stats[name].mean(0)
-        if "step_size" in stats:
-            self._last["step_size"] = stats["step_size"][-1]
+        for name in ("step_size", *(_OF_POPULATIONS if "steps" in self._last else ())):
+            if name in stats:
+                self._last[name] = stats[name][-1]
+
+    def add_populations(self, done: np.ndarray, before: int) -> None:
+        """Takes in whether populations were done after each step of a chunk, (rows, chain), of which `before` none."""
+        steps = before + np.sum(~done, 0) + done.any(0)
+        self._last["steps"] = np.where(self._done, self._last.get("steps", steps), steps)
+        self._done = done[-1]
 
     def chains(self, draws: int) -> list[dict[str, Any]]:
         """A row a chain."""
         if not self._last:
             return []
-        names = {"num_steps": "gradients_per_draw", "step_size": "step_size", "acceptance_rate": "acceptance_rate"}
         count = len(next(iter(self._last.values())))
-        divergences = np.broadcast_to(self._divergences, (count,))
-        return [
-            {"draws": draws, "divergences": int(divergences[chain])}
-            | {names[name]: float(value[chain]) for name, value in self._last.items()}
-            for chain in range(count)
-        ]
+        values = {"gradients_per_draw" if name == "num_steps" else name: x for name, x in self._last.items()}
+        if "steps" not in values:
+            values["divergences"] = np.broadcast_to(self._divergences, (count,))
+        return [{"draws": draws} | {name: x[chain].item() for name, x in values.items()} for chain in range(count)]
 
 
 def _rows(rows: dict[str, Any], count: int, warm: bool) -> dict[str, np.ndarray]:

@@ -12,7 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 _ROWS = 8  # chains with a row of their own; more are gathered in one row
-_COLUMNS = ("draws", "divergences", "step size", "gradients/draw")
+# Heads of columns, names in a status and formats: of chains, and of populations of particles.
+_CHAINS = (
+    ("draws", "draws", ",.0f"),
+    ("divergences", "divergences", ",.0f"),
+    ("step size", "step_size", ".3g"),
+    ("gradients/draw", "gradients_per_draw", ".1f"),
+)
+_POPULATIONS = (
+    ("draws", "draws", ",.0f"),
+    ("step", "steps", ",.0f"),
+    ("inverse temperature", "inverse_temperature", ".3g"),
+    ("acceptance", "acceptance_rate", ".2f"),
+    ("log evidence", "log_evidence", ",.2f"),
+)
 _LOSSES = (("loss", "loss"), ("validation/loss", "validation"))  # of a training run: names in a status, and as shown
 
 
@@ -37,7 +50,8 @@ class Progress(Protocol):
 
         Args:
           status: `step` (done of `total`, warm-up included), `total`, `phase`, `chains` (a list of mappings with
-            `draws`, `divergences`, `step_size`, `gradients_per_draw`, `acceptance_rate`), `seconds`,
+            `draws`, `divergences`, `step_size`, `gradients_per_draw`, `acceptance_rate`; of populations of particles
+            `draws`, `steps`, `inverse_temperature` where they have one, `acceptance_rate`, `log_evidence`), `seconds`,
             `draws_per_second`, and `r_hat_max` and `ess_min` when they are known. In training there are no chains
             and draws, but `steps_per_second`, `loss` and `validation/loss`.
         """
@@ -106,9 +120,9 @@ class Lines:
             cells = []
             if "chains" in status:
                 row = summarise(status["chains"])
-                cells = [f"{name} {text}" for name, text in zip(_COLUMNS, _cells(row), strict=True)]
+                cells = [f"{head} {text}" for head, text in _cells(row, _columns(status["chains"]))]
             phase = str(status.get("phase", self._phase))
-            self._write("  ".join([f"{phase:8} {_fraction(status):4.0%}", *cells, *_facts(status, left)]))
+            self._write("  ".join([f"{phase:8} {_percent(status):>4}".rstrip(), *cells, *_facts(status, left)]))
 
     def finish(self, message: str) -> None:
         """Writes the last line."""
@@ -187,14 +201,17 @@ class Table:
             table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
             table.add_column("chain", justify="right", no_wrap=True)
             table.add_column("progress", no_wrap=True)
-            for name in _COLUMNS:
-                table.add_column(name, justify="right", no_wrap=True)
+            columns = _columns(chains)
+            for head, _, _ in columns:
+                table.add_column(head, justify="right", no_wrap=True)
             rows: list[tuple[str, Mapping[str, Any]]] = [(str(i), chain) for i, chain in enumerate(chains[:_ROWS])]
             if len(chains) > _ROWS:
                 rows.append((f"all {len(chains):,}", summarise(chains)))
             for name, chain in rows:
-                cells = _cells(chain)
-                cells[1] = f"[red]{cells[1]}[/red]" if chain.get("divergences") else cells[1]
+                cells = [
+                    f"[red]{text}[/red]" if head == "divergences" and chain.get(head) else text
+                    for head, text in _cells(chain, columns)
+                ]
                 table.add_row(name, self._bar(), *cells)
             parts.append(table)
         elif "loss" in self._status:
@@ -215,7 +232,7 @@ class Table:
         if self._phase == "compiling":
             text += f" ... {_clock(time.monotonic() - self._since)}"
         elif self._status:
-            text += f" {_fraction(self._status):.0%}  " + "  ".join(_facts(self._status, self._left))
+            text = "  ".join([f"{text} {_percent(self._status)}".rstrip(), *_facts(self._status, self._left)])
         if self._spinner is None:  # one object, so that it turns rather than starts again at each refresh
             self._spinner = Spinner("dots")
         self._spinner.update(text=text)
@@ -246,33 +263,43 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
 
 
 def summarise(chains: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for all chains: the sum of draws and divergences, the mean of the rest."""
+    """One row for all chains: the sum of draws and divergences, the slowest population, the mean of the rest."""
+    of_all: dict[str, Callable[[list[float]], float]] = {
+        "draws": sum,
+        "divergences": sum,
+        "steps": max,
+        "inverse_temperature": min,
+    }
     row: dict[str, Any] = {}
-    for name in ("draws", "divergences"):
+    for name in dict.fromkeys(name for _, name, _ in _CHAINS + _POPULATIONS):
         known = [chain[name] for chain in chains if chain.get(name) is not None]
-        row[name] = sum(known) if known else None
-    for name in ("step_size", "gradients_per_draw", "acceptance_rate"):
-        known = [float(chain[name]) for chain in chains if chain.get(name) is not None]
-        row[name] = sum(known) / len(known) if known else None
+        mean = lambda values: sum(map(float, values)) / len(values)  # noqa: E731
+        row[name] = of_all.get(name, mean)(known) if known else None
     return row
 
 
-def _cells(chain: Mapping[str, Any]) -> list[str]:
-    def show(name: str, form: str) -> str:
-        value = chain.get(name)
-        return "-" if value is None else format(value, form)
+def _columns(chains: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str, str], ...]:
+    """The columns of chains, or of populations, of which not all have temperatures."""
+    if not any("steps" in chain for chain in chains):
+        return _CHAINS
+    known = {name for chain in chains for name in chain}
+    return tuple(column for column in _POPULATIONS if column[1] in known)
 
-    return [
-        show("draws", ",.0f"),
-        show("divergences", ",.0f"),
-        show("step_size", ".3g"),
-        show("gradients_per_draw", ".1f"),
-    ]
+
+def _cells(chain: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Heads and what stands below them."""
+    return [(head, "-" if chain.get(name) is None else format(chain[name], form)) for head, name, form in columns]
 
 
 def _fraction(status: Mapping[str, Any]) -> float:
     total = status.get("total") or 0
     return min(1.0, status.get("step", 0) / total) if total else 0.0
+
+
+def _percent(status: Mapping[str, Any]) -> str:
+    """How much is done; nothing of populations, of which nobody knows how many steps they take."""
+    known = status.get("total") or "total" not in status or "chains" not in status
+    return f"{_fraction(status):.0%}" if known else ""
 
 
 class _Pace:

@@ -24,6 +24,7 @@ from jaxprob.runtime._approximate_start import approximate_starts, draws_positio
 from jaxprob.runtime._job import Job, chain_indices
 from jaxprob.runtime._mesh import CHAINS, DATA, data_specs, fetch, place, resolve_mesh
 from jaxprob.runtime._population import is_population, with_population
+from jaxprob.runtime._progress import terminal
 from jaxprob.runtime._result import Reader, Result, load, open_store
 from jaxprob.runtime._store import DrawStore, MemoryStore
 from jaxprob.runtime._target import AsGiven, Keep, WithWarmup, as_target, describe_algorithm, keeping, with_warmup
@@ -89,7 +90,7 @@ def sample(
       out: a folder for draws, checkpoints, summary; None keeps the draws in memory.
       resume: go on with the run in `out` if there is one; bit-identical to a run that was never interrupted. More
         `draws` than at first extend it.
-      progress: `runtime.progress.terminal()`, any object like it, or None (or False) for silence.
+      progress: True or `runtime.progress.terminal()`, any object like it, or None (or False) for silence.
       until: a rule to stop earlier, such as `runtime.effective_sample_size(1000) | runtime.wall_clock("2h")`.
       checkpoint_every: seconds between checkpoints, if there is an `out`.
       interleave: whether chains of a device go on without waiting for the longest trajectory among them, once tuned:
@@ -126,6 +127,8 @@ def sample(
     meta = run.meta(keep_draw)
     if progress is False or (progress is not None and jax.process_index() != 0):
         progress = None
+    if progress is True:
+        progress = terminal()
     with contextlib.ExitStack() as stack:
         if progress is not None:
             stack.callback(progress.close)

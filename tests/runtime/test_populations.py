@@ -15,6 +15,7 @@ from jaxprob import models, runtime
 from jaxprob.distributions import Normal
 from jaxprob.inference import mcmc, smc
 from jaxprob.runtime import _checkpoint, _directory
+from jaxprob.runtime._job import Tally
 from tests.runtime.test_resume import Stopper, short_chunks  # noqa: F401
 
 KEY = jax.random.key(5)
@@ -209,11 +210,38 @@ class Progress:
     start = phase = finish = close = lambda self, *_: None
 
 
+def test_steps_of_a_population_end_where_it_is_done():
+    tally = Tally()
+    rows = {"sample_stats/log_evidence": np.array([[-1.0, -2.0], [-3.0, -2.0]])}
+    tally.add_populations(np.array([[False, False], [False, True]]), 0)
+    tally.add(rows, True)
+    assert [chain["steps"] for chain in tally.chains(0)] == [2, 2]
+    assert [chain["log_evidence"] for chain in tally.chains(0)] == [-3.0, -2.0]
+    tally.add_populations(np.array([[False, True], [True, True], [True, True]]), 2)
+    assert [chain["steps"] for chain in tally.chains(0)] == [4, 2]
+    assert "divergences" not in tally.chains(0)[0]
+
+
+def test_progress_may_be_asked_for_by_true(capsys):
+    jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(particles=100), chains=1, devices=1, progress=True)
+    told = capsys.readouterr().out
+    assert "log evidence" in told
+    assert "inverse temperature 1" in told
+
+
 def test_progress_knows_no_total_until_populations_are_done():
     progress = Progress()
     jaxprob.sample(POSTERIOR, KEY, algorithm=smc.tempered(particles=100), devices=1, progress=progress)
     assert progress.told[0]["phase"] == "warm-up"
     assert progress.told[0]["total"] is None
+    first = progress.told[0]["chains"][0]
+    assert set(first) == {"draws", "steps", "inverse_temperature", "acceptance_rate", "log_evidence", "step_size"} | (
+        {"gradients_per_draw"} & set(first)
+    )
+    assert 1 <= first["steps"] < 30
+    assert 0 < first["inverse_temperature"] <= 1
+    last = progress.told[-1]["chains"]
+    assert all(chain["inverse_temperature"] == 1 for chain in last)
     assert progress.told[-1]["step"] == progress.told[-1]["total"] == 100
 
 

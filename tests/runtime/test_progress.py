@@ -88,6 +88,37 @@ def test_time_left_counts_neither_compiling_nor_a_resumed_past():
     assert "0:00:30 left" in lines(progress)[-1]
 
 
+POPULATIONS = [
+    {"draws": 0, "steps": 7, "inverse_temperature": 0.0321, "acceptance_rate": 0.8, "log_evidence": -41.236},
+    {"draws": 0, "steps": 6, "inverse_temperature": 1.0, "acceptance_rate": 0.9, "log_evidence": -41.0},
+]
+
+
+def test_populations_are_told_by_their_temperatures():
+    progress = _progress.Lines(io.StringIO(), clock := Clock())
+    progress.start({})
+    clock.now += 20
+    status = {"step": 7, "total": None, "phase": "warm-up", "chains": POPULATIONS, "draws_per_second": 3.0}
+    progress.update(status)
+    # The slowest of them, and no share of a total that nobody knows.
+    assert lines(progress)[-1] == (
+        "jaxprob: warm-up  draws 0  step 7  inverse temperature 0.0321  acceptance 0.85  log evidence -41.12  3 steps/s"
+    )
+    table = _progress.Table(io.StringIO())
+    table.start(PLAN)
+    table.update(status)
+    shown = text_of(table, 120).splitlines()
+    head = ["chain", "progress", "draws", "step", "inverse", "temperature", "acceptance", "log", "evidence"]
+    assert shown[0].split() == head
+    assert shown[1].split()[-5:] == ["0", "7", "0.0321", "0.80", "-41.24"]
+    assert shown[2].split()[-5:] == ["0", "6", "1", "0.90", "-41.00"]
+    assert "%" not in shown[3]
+    table.close()
+    # Not every sampler of populations has temperatures.
+    progress.update(status | {"chains": [{"draws": 0, "steps": 3, "log_evidence": -1.0}], "total": 10, "step": 5})
+    assert lines(progress)[-1] == "jaxprob: warm-up   50%  draws 0  step 3  log evidence -1.00  3 steps/s"
+
+
 def test_unknown_values_are_left_out():
     progress = _progress.Lines(io.StringIO(), Clock())
     progress.start({})
