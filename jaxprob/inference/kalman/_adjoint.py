@@ -223,13 +223,20 @@ def _unobserve_one(
     return before, of_numbers
 
 
-def gradient(function: Callable[[Steps], jax.Array], steps: Steps) -> tuple[jax.Array, Steps]:
+def gradient(function: Callable[[Any], jax.Array], steps: Any) -> tuple[jax.Array, Any]:
     """The value () of a function of steps, and its derivatives with respect to them; None for what has none."""
+    value, back = pullback(function, steps)
+    return value, back(jnp.ones_like(value))
+
+
+def pullback(function: Callable[[Any], Any], steps: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What a function of steps returns, and what takes its cotangent to theirs; None for what has none."""
     inexact = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else None, steps)
     rest = jax.tree.map(lambda leaf: None if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, steps)
 
-    def of_inexact(inexact: Steps) -> jax.Array:
+    def of_inexact(inexact: Any) -> Any:
         leaves = jax.tree.map(lambda x, other: other if x is None else x, inexact, rest, is_leaf=lambda x: x is None)
         return function(leaves)
 
-    return jax.value_and_grad(of_inexact)(inexact)
+    value, back = jax.vjp(of_inexact, inexact)
+    return value, lambda cotangent: back(cotangent)[0]

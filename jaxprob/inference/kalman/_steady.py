@@ -36,15 +36,22 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
 
 def gradient(function: Any, steps: Steps) -> tuple[jax.Array, Steps]:
     """As `adjoint.gradient`; each branch has a derivative of its own, and nothing is kept for the one not taken."""
-    _, middle, start = _begin(lax.stop_gradient(steps), keep=False)
+    # The first times are gone through once, before it is known which branch follows, and are gone back through in the
+    # branch that stands on them: loops are most of what there is to compile.
+    (begin, middle, start), back = adjoint.pullback(lambda steps: _begin(steps, keep=False), steps)
 
-    def settled(steps: Steps) -> Seen:
-        begin, _, start = _begin(steps, keep=False)
-        return _steady(steps, begin, start, keep=False)[2]
+    def settled(steps: Steps) -> tuple[jax.Array, Steps]:
+        def total(everything: Any) -> jax.Array:
+            steps, begin, start = everything
+            return function(_steady(steps, begin, start, keep=False)[2])
+
+        value, (slopes, of_begin, of_start) = adjoint.gradient(total, (steps, begin, start))
+        earlier = back((of_begin, jax.tree.map(jnp.zeros_like, middle), of_start))
+        return value, jax.tree.map(jnp.add, slopes, earlier)
 
     return lax.cond(
         _settled(steps, middle, start),
-        lambda steps: adjoint.gradient(lambda steps: function(settled(steps)), steps),
+        settled,
         lambda steps: adjoint.gradient(lambda steps: function(sequential.run(steps, keep=False)[2]), steps),
         steps,
     )
@@ -62,9 +69,16 @@ def _begin(steps: Steps, keep: bool) -> tuple[Any, Moments, Moments]:
         begin = sequential.run(Steps(steps.start, constant, times(varying, 0, SETTLING + 1)))
         middle, start = (jax.tree.map(lambda leaf, at=at: leaf[at], begin[0]) for at in (HALF, SETTLING))
         return times(begin, 0, SETTLING), middle, start
-    one, middle = adjoint.seen(steps.start, constant, times(varying, 0, HALF))
-    other, start = adjoint.seen(middle, constant, times(varying, HALF, SETTLING))
-    return (None, None, jax.tree.map(lambda *both: jnp.concatenate(both), one, other)), middle, start
+    # One loop over both halves, which is compiled once.
+    halves = jax.tree.map(lambda leaf: leaf.reshape(2, HALF, *leaf.shape[1:]), times(varying, 0, SETTLING))
+
+    def half(moments: Moments, varying: Step) -> tuple[Moments, Any]:
+        found, after = adjoint.seen(moments, constant, varying)
+        return after, (found, after)
+
+    start, (found, ends) = scan.scan(half, steps.start, halves)
+    found = jax.tree.map(lambda leaf: leaf.reshape(SETTLING, *leaf.shape[2:]), found)
+    return (None, None, found), jax.tree.map(lambda leaf: leaf[0], ends), start
 
 
 def _settled(steps: Steps, middle: Moments, start: Moments) -> jax.Array:
