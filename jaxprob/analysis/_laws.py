@@ -96,7 +96,7 @@ def check_measure_preserving(
         raise core.bad_value("check_measure_preserving", "expected", expected, f"{len(test_functions)} numbers")
 
     def once(index: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        draw_key, transform_key = jax.random.split(jax.random.fold_in(key, index))
+        draw_key, transform_key = core.random.split(core.random.fold_in(key, index))
         population = program(draw_key)
         return *_sums(population, test_functions), *_sums(transform(transform_key, population), test_functions)
 

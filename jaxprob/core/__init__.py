@@ -1,5 +1,6 @@
 """What everything else stands on: pytrees as vectors, keys, dtypes, linear algebra, stable scalars, errors."""
 
+from jaxprob.core import random as random
 from jaxprob.core._algorithm import Algorithm as Algorithm
 from jaxprob.core._algorithm import Info as Info
 from jaxprob.core._algorithm import Interruptible as Interruptible

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprob.core import random
 from jaxprob.core._errors import bad_type
 
 Key = jax.Array
@@ -55,7 +56,7 @@ def fold(key: Key, *indices: Any) -> Key:
       *indices: non-negative integers or scalar integer arrays.
     """
     for index in indices:
-        key = jax.random.fold_in(key, index)
+        key = random.fold_in(key, index)
     return key
 
 
@@ -71,4 +72,4 @@ def chain_keys(key: Key, indices: jax.Array) -> Key:
     Returns:
       (chain,) keys.
     """
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.asarray(indices))
+    return jax.vmap(lambda index: random.fold_in(key, index))(jnp.asarray(indices))

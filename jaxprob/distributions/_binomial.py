@@ -207,10 +207,10 @@ class BetaBinomial(Univariate):
     def _draw(
         self, key: core.Key, shape: tuple[int, ...], dtype: Any, n: jax.Array, a: jax.Array, b: jax.Array
     ) -> jax.Array:
-        key_a, key_b, key_count = jax.random.split(key, 3)
+        key_a, key_b, key_count = core.random.split(key, 3)
         # The logit of a beta variable, from two gammas in logarithms: both of its ends keep their digits.
-        log_a = jax.random.loggamma(key_a, broadcast_to(a, shape), dtype=dtype)
-        log_b = jax.random.loggamma(key_b, broadcast_to(b, shape), dtype=dtype)
+        log_a = core.random.loggamma(key_a, broadcast_to(a, shape), dtype=dtype)
+        log_b = core.random.loggamma(key_b, broadcast_to(b, shape), dtype=dtype)
         chances = odds(None, log_a - log_b)
         return samplers.binomial(key_count, self.total_count, chances.p, chances.q, shape)
 

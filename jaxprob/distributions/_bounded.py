@@ -49,7 +49,7 @@ class Uniform(Univariate):
         return jnp.where((x < low) | (x > high), -jnp.inf, 0 * x - jnp.log(high - low))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, low: Array, high: Array) -> Array:
-        return jnp.minimum(low + (high - low) * jax.random.uniform(key, shape, dtype), high)
+        return jnp.minimum(low + (high - low) * core.random.uniform(key, shape, dtype), high)
 
     def _mean(self, low: Array, high: Array) -> Array:
         return low + (high - low) / 2
@@ -114,10 +114,11 @@ class Beta(Univariate):
         return parts + jnp.log(a) + jnp.log(b) - log_n - log_x - log_y
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, *concentrations: Array) -> Array:
-        keys = jax.random.split(key)
+        keys = core.random.split(key)
         # Gamma variables as logarithms: for small concentrations both underflow.
         ones, zeros = (
-            jax.random.loggamma(keys[i], jnp.broadcast_to(c, shape), shape, dtype) for i, c in enumerate(concentrations)
+            core.random.loggamma(keys[i], jnp.broadcast_to(c, shape), shape, dtype)
+            for i, c in enumerate(concentrations)
         )
         return inside_unit(jax.nn.sigmoid(ones - zeros))
 

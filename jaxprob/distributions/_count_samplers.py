@@ -32,7 +32,7 @@ def poisson(key: core.Key, rate: jax.Array, shape: tuple[int, ...]) -> jax.Array
       shape: shape of the result.
     """
     rate = jnp.broadcast_to(jax.lax.stop_gradient(rate), shape)
-    key_small, key_large = jax.random.split(key)
+    key_small, key_large = core.random.split(key)
     large = rate >= _SMALL
     few = _arrivals(key_small, jnp.where(large, 0.0, rate), lambda u: -jnp.log(u))
 
@@ -75,7 +75,7 @@ def binomial(key: core.Key, total: jax.Array, p: jax.Array, q: jax.Array, shape:
     flip = p > q
     p, q = jnp.where(flip, q, p), jnp.where(flip, p, q)
     trials = total.astype(p.dtype)
-    key_small, key_large = jax.random.split(key)
+    key_small, key_large = core.random.split(key)
     large = trials * p >= _SMALL
     # Gaps between successes are geometric: ceil(log u / log q).
     log_q = jnp.where(p > 0, jnp.log1p(-p), -0.0)
@@ -116,7 +116,7 @@ def binomial(key: core.Key, total: jax.Array, p: jax.Array, q: jax.Array, shape:
 
 def _uniform(key: core.Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform numbers in the open unit interval."""
-    return jax.random.uniform(key, shape, dtype, minval=float(jnp.finfo(dtype).tiny))
+    return core.random.uniform(key, shape, dtype, minval=float(jnp.finfo(dtype).tiny))
 
 
 def _none(key: core.Key, *arrays: jax.Array) -> jax.Array:
@@ -141,7 +141,7 @@ def _arrivals(
 
     def advance(carry: tuple[core.Key, jax.Array, jax.Array]) -> tuple[core.Key, jax.Array, jax.Array]:
         key, time, count = carry
-        key, sub = jax.random.split(key)
+        key, sub = core.random.split(key)
         time = jnp.where(before(time), time + gap(_uniform(sub, time.shape, time.dtype)), time)
         return key, time, count + before(time).astype(int)
 
@@ -174,7 +174,7 @@ def _rejection(
 
     def trial(carry: tuple[core.Key, jax.Array, jax.Array]) -> tuple[core.Key, jax.Array, jax.Array]:
         key, count, done = carry
-        key, sub = jax.random.split(key)
+        key, sub = core.random.split(key)
         u, v = _uniform(sub, (2, *mean.shape), mean.dtype)
         u = u - 0.5
         s = 0.5 - jnp.abs(u)
@@ -213,7 +213,7 @@ def multinomial(key: core.Key, total: jax.Array, probs: jax.Array, shape: tuple[
     p, q = jnp.moveaxis(probs / safe, -1, 0), jnp.moveaxis(jnp.where(left > 0, after / safe, 1.0), -1, 0)
 
     def draw(remaining: jax.Array, x: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        count = binomial(jax.random.fold_in(key, x[0]), remaining, x[1], x[2], shape)
+        count = binomial(core.random.fold_in(key, x[0]), remaining, x[1], x[2], shape)
         return remaining - count, count
 
     start = jnp.broadcast_to(total, shape).astype(int)

@@ -155,9 +155,9 @@ class NegativeBinomial(Univariate):
     def _draw(
         self, key: core.Key, shape: tuple[int, ...], dtype: Any, mean: jax.Array, log_mean: jax.Array, r: jax.Array
     ) -> jax.Array:
-        key_rate, key_count = jax.random.split(key)
+        key_rate, key_count = core.random.split(key)
         # In logarithms: a gamma variable of small shape underflows.
-        log_rate = jax.random.loggamma(key_rate, broadcast_to(r, shape), dtype=dtype)
+        log_rate = core.random.loggamma(key_rate, broadcast_to(r, shape), dtype=dtype)
         return samplers.poisson(key_count, jnp.exp(log_rate + (log_mean - jnp.log(r))), shape)
 
     def _mean(self, mean: jax.Array, log_mean: jax.Array, r: jax.Array) -> jax.Array:

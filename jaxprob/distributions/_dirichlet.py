@@ -72,7 +72,7 @@ class Dirichlet(Distribution):
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         a = self.concentration
         # Gamma variables as logarithms: for small concentrations all of them underflow.
-        log_gamma = jax.random.loggamma(key, broadcast_to(a, shape + self.shape), dtype=a.dtype)
+        log_gamma = core.random.loggamma(key, broadcast_to(a, shape + self.shape), dtype=a.dtype)
         return jnp.maximum(jax.nn.softmax(log_gamma, axis=-1), float(jnp.finfo(a.dtype).tiny))
 
     def _log_prob(self, value: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ class Bernoulli(Univariate):
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, p: Any, q: Any, *logs: Any) -> jax.Array:
         # The smaller of the two probabilities is compared with, so that a rare outcome keeps all its digits.
-        u = jax.random.uniform(key, shape, dtype)
+        u = core.random.uniform(key, shape, dtype)
         return jnp.where(p <= q, u < p, u >= q).astype(int)
 
     def _mean(self, p: jax.Array, q: jax.Array, *logs: jax.Array) -> jax.Array:
@@ -128,7 +128,7 @@ class Categorical(Distribution):
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         # "high": plain Gumbel noise in float32 never exceeds 16, which drops outcomes rarer than 1e-7.
-        return jax.random.categorical(
+        return core.random.categorical(
             key, log_weights(self.probs, self.logits), shape=shape + self.batch_shape, mode="high"
         ).astype(int)
 

@@ -148,7 +148,7 @@ class Empirical(Distribution):
         shape, ndims = shape + self.batch_shape, self.event_ndims
         # By inversion: Gumbel noise would need as many random numbers as there are values, for every draw.
         cumulative = jnp.cumsum(probabilities(self.weights, self.logits), axis=-1)
-        u = jax.random.uniform(key, shape, cumulative.dtype)
+        u = core.random.uniform(key, shape, cumulative.dtype)
         if self._axis == 0:
             return self.values[_search(cumulative, u)]
         lead = len(shape) - self._axis

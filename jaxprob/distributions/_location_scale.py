@@ -12,7 +12,6 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import ndtr, ndtri
@@ -68,7 +67,7 @@ class Normal(Univariate):
         return -0.5 * z * z - jnp.log(scale) - HALF_LOG_2PI
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, loc: Array, scale: Array) -> Array:
-        return loc + scale * jax.random.normal(key, shape, dtype)
+        return loc + scale * core.random.normal(key, shape, dtype)
 
     def _mean(self, loc: Array, scale: Array) -> Array:
         return loc
@@ -120,11 +119,11 @@ class StudentT(Univariate):
         return constant - jnp.log(scale) - 0.5 * (df + 1) * log1p_square(z)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, df: Array, loc: Array, scale: Array) -> Array:
-        key_normal, key_gamma = jax.random.split(key)
+        key_normal, key_gamma = core.random.split(key)
         half = jnp.broadcast_to(df / 2, shape)
         # The chi-squared divisor as a logarithm: for small df it underflows.
-        log_gamma = jax.random.loggamma(key_gamma, half, shape, dtype)
-        normal = jax.random.normal(key_normal, shape, dtype)
+        log_gamma = core.random.loggamma(key_gamma, half, shape, dtype)
+        normal = core.random.normal(key_normal, shape, dtype)
         log_size = jnp.log(jnp.maximum(jnp.abs(normal), jnp.finfo(dtype).tiny)) + 0.5 * (jnp.log(half) - log_gamma)
         return loc + scale * jnp.sign(normal) * exp_within(log_size)
 
@@ -172,7 +171,7 @@ class Cauchy(Univariate):
         return -math.log(math.pi) - jnp.log(scale) - log1p_square(ratio(x - loc, scale))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, loc: Array, scale: Array) -> Array:
-        return loc + scale * jax.random.cauchy(key, shape, dtype)
+        return loc + scale * core.random.cauchy(key, shape, dtype)
 
     def _mean(self, loc: Array, scale: Array) -> Array:
         return jnp.full_like(loc, jnp.nan)
@@ -219,7 +218,7 @@ class Laplace(Univariate):
         return load_distrax().Laplace(loc, scale).log_prob(x)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, loc: Array, scale: Array) -> Array:
-        return loc + scale * jax.random.laplace(key, shape, dtype)
+        return loc + scale * core.random.laplace(key, shape, dtype)
 
     def _mean(self, loc: Array, scale: Array) -> Array:
         return loc
@@ -267,7 +266,7 @@ class Logistic(Univariate):
         return load_distrax().Logistic(loc, scale).log_prob(x)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, loc: Array, scale: Array) -> Array:
-        return loc + scale * jax.random.logistic(key, shape, dtype)
+        return loc + scale * core.random.logistic(key, shape, dtype)
 
     def _mean(self, loc: Array, scale: Array) -> Array:
         return loc

@@ -63,14 +63,14 @@ class LKJCholesky(Distribution):
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         n, batch = self.dimension, shape + self.batch_shape
-        key_normal, key_gamma = jax.random.split(key)
+        key_normal, key_gamma = core.random.split(key)
         eta = broadcast_to(self.concentration, batch)[..., None]
         # Row i of a standard normal vector and the root of a chi-squared variable, made of length one: the squared
         # length of the part left of the diagonal is then Beta(i / 2, eta + (n - 1 - i) / 2), i from 0.
         half_degrees = eta + jnp.broadcast_to(np.arange(n - 1, -1, -1, dtype=eta.dtype) / 2, (*batch, n))
-        log_gamma = jax.random.loggamma(key_gamma, half_degrees, dtype=eta.dtype)
+        log_gamma = core.random.loggamma(key_gamma, half_degrees, dtype=eta.dtype)
         diagonal = jnp.exp(0.5 * (log_gamma + math.log(2.0)))
-        normal = jax.random.normal(key_normal, (*batch, n, n), eta.dtype)
+        normal = core.random.normal(key_normal, (*batch, n, n), eta.dtype)
         eye = jnp.broadcast_to(np.eye(n, dtype=bool), normal.shape)
         rows = jnp.where(eye, jnp.broadcast_to(diagonal[..., None], normal.shape), jnp.tril(normal, -1))
         unit = rows / jnp.sqrt(jnp.sum(rows**2, axis=-1, keepdims=True))
@@ -155,13 +155,13 @@ class Wishart(Distribution):
         return broadcast_to(df * (scale**2 + diagonal[..., None] * diagonal[..., None, :]), self.shape)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        key_normal, key_gamma = jax.random.split(key)
+        key_normal, key_gamma = core.random.split(key)
         df, factor = same_dtype(self.df, jnp.tril(self.cholesky))
         shape, n = shape + self.shape, factor.shape[-1]
         # Bartlett's decomposition: normal below the diagonal, on it roots of chi-squared with df - i degrees, i from 0.
         degrees = broadcast_to(df, shape[:-2])[..., None] - jnp.broadcast_to(np.arange(n, dtype=df.dtype), shape[:-1])
-        diagonal = jnp.exp(0.5 * (jax.random.loggamma(key_gamma, degrees / 2, dtype=df.dtype) + math.log(2.0)))
-        normal = jax.random.normal(key_normal, shape, df.dtype)
+        diagonal = jnp.exp(0.5 * (core.random.loggamma(key_gamma, degrees / 2, dtype=df.dtype) + math.log(2.0)))
+        normal = core.random.normal(key_normal, shape, df.dtype)
         eye = jnp.broadcast_to(np.eye(n, dtype=bool), shape)
         white = jnp.where(eye, jnp.broadcast_to(diagonal[..., None], shape), jnp.tril(normal, -1))
         root = core.matmul(broadcast_to(factor, shape), white)

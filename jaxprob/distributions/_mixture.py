@@ -147,13 +147,13 @@ class Mixture(Distribution):
         return core.logsumexp(jnp.where(present, log_w + each, -jnp.inf), axis=-1)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        key_index, key_draw = jax.random.split(key)
+        key_index, key_draw = core.random.split(key)
         log_w, rank, batch = log_weights(self.weights, self.logits), len(self.event_shape), self.batch_shape
-        index = jax.random.categorical(key_index, log_w, shape=shape + batch, mode="high")
+        index = core.random.categorical(key_index, log_w, shape=shape + batch, mode="high")
         if self._is_one_family:
             draws = sample_batch(self._members[0], key_draw, shape, batch + log_w.shape[-1:])
         else:
-            keys = jax.random.split(key_draw, len(self._members))
+            keys = core.random.split(key_draw, len(self._members))
             each = [sample_batch(m, k, shape, batch) for m, k in zip(self._members, keys, strict=True)]
             dtype = each[0].dtype if self.is_discrete else core.result_dtype(each)
             draws = jnp.stack([draw.astype(dtype) for draw in each], axis=-1 - rank)

@@ -63,7 +63,7 @@ class _Dense(Distribution):
     def _noise(self, key: core.Key, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """The location, and normal noise with the factor applied, of ranks that agree."""
         loc, factor = same_dtype(self.loc, self._lower)
-        white = jax.random.normal(key, shape + self.shape, factor.dtype)
+        white = core.random.normal(key, shape + self.shape, factor.dtype)
         noise = jnp.einsum("...j,...ij->...i", white, factor, precision="highest")
         return tuple(align(loc, noise))  # type: ignore[return-value]
 
@@ -205,11 +205,11 @@ class MultivariateStudentT(_Dense):
         return log_gamma_ratio(half, jnp.full_like(half, b)) - b * (jnp.log(half) + LOG_2PI)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        key_normal, key_gamma = jax.random.split(key)
+        key_normal, key_gamma = core.random.split(key)
         loc, noise = self._noise(key_normal, shape)
         half = broadcast_to(self.df / 2, shape + self.batch_shape).astype(noise.dtype)
         # The chi-squared divisor as a logarithm: for small df it underflows.
-        log_gamma = jax.random.loggamma(key_gamma, half, dtype=noise.dtype)
+        log_gamma = core.random.loggamma(key_gamma, half, dtype=noise.dtype)
         return loc + noise * exp_within(0.5 * (jnp.log(half) - log_gamma))[..., None]
 
     def _log_prob(self, value: jax.Array) -> jax.Array:

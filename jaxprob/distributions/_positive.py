@@ -53,7 +53,7 @@ class HalfNormal(Univariate):
         return jnp.where(x < 0, -jnp.inf, -0.5 * z * z - jnp.log(scale) + (math.log(2) - HALF_LOG_2PI))
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, scale: Array) -> Array:
-        return scale * jnp.abs(jax.random.normal(key, shape, dtype))
+        return scale * jnp.abs(core.random.normal(key, shape, dtype))
 
     def _mean(self, scale: Array) -> Array:
         return math.sqrt(2 / math.pi) * scale
@@ -98,7 +98,7 @@ class HalfCauchy(Univariate):
         return jnp.where(x < 0, -jnp.inf, log_density)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, scale: Array) -> Array:
-        return scale * jnp.abs(jax.random.cauchy(key, shape, dtype))
+        return scale * jnp.abs(core.random.cauchy(key, shape, dtype))
 
     def _mean(self, scale: Array) -> Array:
         return jnp.full_like(scale, jnp.inf)
@@ -147,7 +147,7 @@ class LogNormal(Univariate):
         return jnp.where(outside, -jnp.inf, -0.5 * z * z - jnp.log(scale) - HALF_LOG_2PI - log_x)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, loc: Array, scale: Array) -> Array:
-        return exp_within(loc + scale * jax.random.normal(key, shape, dtype))
+        return exp_within(loc + scale * core.random.normal(key, shape, dtype))
 
     def _mean(self, loc: Array, scale: Array) -> Array:
         return jnp.exp(loc + 0.5 * scale**2)
@@ -190,7 +190,7 @@ class Exponential(Univariate):
         return jnp.where(x < 0, -jnp.inf, jnp.log(rate) - rate * x)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, rate: Array) -> Array:
-        return ratio(jax.random.exponential(key, shape, dtype), rate)
+        return ratio(core.random.exponential(key, shape, dtype), rate)
 
     def _mean(self, rate: Array) -> Array:
         return 1 / rate
@@ -249,7 +249,7 @@ class Gamma(Univariate):
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, concentration: Array, rate: Array) -> Array:
         concentration = jnp.broadcast_to(concentration, shape)
-        return exp_within(jax.random.loggamma(key, concentration, shape, dtype) - jnp.log(rate))
+        return exp_within(core.random.loggamma(key, concentration, shape, dtype) - jnp.log(rate))
 
     def _mean(self, concentration: Array, rate: Array) -> Array:
         return concentration / rate
@@ -299,7 +299,7 @@ class InverseGamma(Univariate):
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, concentration: Array, scale: Array) -> Array:
         concentration = jnp.broadcast_to(concentration, shape)
-        return exp_within(jnp.log(scale) - jax.random.loggamma(key, concentration, shape, dtype))
+        return exp_within(jnp.log(scale) - core.random.loggamma(key, concentration, shape, dtype))
 
     def _mean(self, concentration: Array, scale: Array) -> Array:
         finite = concentration > 1
@@ -353,7 +353,7 @@ class Weibull(Univariate):
         return jnp.where(outside, -jnp.inf, log_density)
 
     def _draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any, concentration: Array, scale: Array) -> Array:
-        exponential = jnp.maximum(jax.random.exponential(key, shape, dtype), jnp.finfo(dtype).tiny)
+        exponential = jnp.maximum(core.random.exponential(key, shape, dtype), jnp.finfo(dtype).tiny)
         return exp_within(jnp.log(scale) + jnp.log(exponential) / concentration)
 
     def _mean(self, concentration: Array, scale: Array) -> Array:

@@ -98,7 +98,7 @@ class MultivariateNormalRankOnePrecision(Distribution):
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         rank = len(shape) + len(self.shape)
         loc, diagonal, direction, share = align(self.loc, self.diagonal, self.direction, self._share(), rank=rank)
-        noise = jax.random.normal(key, shape + self.shape, loc.dtype) / jnp.sqrt(diagonal)
+        noise = core.random.normal(key, shape + self.shape, loc.dtype) / jnp.sqrt(diagonal)
         # (1 - sqrt(share)) / (direction^T diag^-1 direction), which has a value where the direction is zero.
         factor = share / (1 + jnp.sqrt(share))
         return loc + noise - factor * jnp.sum(direction * noise, -1, keepdims=True) * direction / diagonal

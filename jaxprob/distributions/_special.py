@@ -12,6 +12,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
 
+from jaxprob import core
+
 
 @jax.custom_jvp
 def ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -101,4 +103,4 @@ def weibull_relative_variance(k: jax.Array) -> jax.Array:
 
 def open_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform numbers in (0, 1), both ends excluded: the middles of the cells that `jax.random.uniform` draws from."""
-    return jax.random.uniform(key, shape, dtype) + np.asarray(jnp.finfo(dtype).epsneg, dtype)
+    return core.random.uniform(key, shape, dtype) + np.asarray(jnp.finfo(dtype).epsneg, dtype)

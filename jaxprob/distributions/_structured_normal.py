@@ -75,7 +75,7 @@ class MultivariateNormalDiagonal(Distribution):
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
         shape = shape + self.shape
         loc, scale = align(self.loc, self.scale, rank=len(shape))
-        return loc + scale * jax.random.normal(key, shape, scale.dtype)
+        return loc + scale * core.random.normal(key, shape, scale.dtype)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
         x, loc, scale = align(value, self.loc, self.scale)
@@ -149,10 +149,10 @@ class MultivariateNormalLowRank(Distribution):
         return broadcast_to(0.5 * self.event_shape[0] * (1 + LOG_2PI) + half_log_det, self.batch_shape)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        key_diagonal, key_low_rank = jax.random.split(key)
+        key_diagonal, key_low_rank = core.random.split(key)
         loc, diagonal, low_rank = same_dtype(self.loc, self.diagonal, self.low_rank)
-        white = jax.random.normal(key_diagonal, shape + self.shape, loc.dtype)
-        factors = jax.random.normal(key_low_rank, (*shape, *self.batch_shape, low_rank.shape[-1]), loc.dtype)
+        white = core.random.normal(key_diagonal, shape + self.shape, loc.dtype)
+        factors = core.random.normal(key_low_rank, (*shape, *self.batch_shape, low_rank.shape[-1]), loc.dtype)
         common = jnp.einsum("...j,...ij->...i", factors, low_rank, precision="highest")
         loc, scale = align(loc, jnp.sqrt(diagonal), rank=white.ndim)
         return loc + scale * white + common

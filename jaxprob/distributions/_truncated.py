@@ -252,10 +252,10 @@ class Truncated(Distribution):
         shape = shape + self.batch_shape
         if (counts := self._few()) is not None:
             log_mass = broadcast_to(self._base_masses(counts), (*self.batch_shape, len(counts)))
-            return jax.random.categorical(key, log_mass, shape=shape, mode="high").astype(int) + int(counts[0])
+            return core.random.categorical(key, log_mass, shape=shape, mode="high").astype(int) + int(counts[0])
         tails = [broadcast_to(value, shape) for value in self._tails(self._before(), self.high)]
         upper, below_low, below_high, above_low, above_high = tails
-        u = jax.random.uniform(key, shape, below_low.dtype, minval=float(jnp.finfo(below_low.dtype).tiny))
+        u = core.random.uniform(key, shape, below_low.dtype, minval=float(jnp.finfo(below_low.dtype).tiny))
         # The mass below the draw, or above it.
         below = below_low + u * (below_high - below_low)
         above = above_high + u * (above_low - above_high)

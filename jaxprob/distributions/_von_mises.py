@@ -81,17 +81,17 @@ def _draw_centred(key: core.Key, kappa: Array) -> Array:
 
     def again(carry: tuple[Array, core.Key, Array]) -> tuple[Array, core.Key, Array]:
         angle, key, done = carry
-        key, key_proposal, key_accept = jax.random.split(key, 3)
-        uniform = jax.random.uniform(key_proposal, shape, dtype)
+        key, key_proposal, key_accept = core.random.split(key, 3)
+        uniform = core.random.uniform(key_proposal, shape, dtype)
         fraction = jnp.where(flat, uniform, lax.erf_inv(uniform * reach) / (math.sqrt(2) * root))
         sine = jnp.sin((math.pi / 2) * fraction)
         envelope = jnp.where(flat, 0, fraction)
         log_accept = -2 * kappa * (sine - envelope) * (sine + envelope)
-        accept = -jax.random.exponential(key_accept, shape, dtype) <= log_accept
+        accept = -core.random.exponential(key_accept, shape, dtype) <= log_accept
         return jnp.where(done, angle, math.pi * fraction), key, done | accept
 
-    key_sign, key = jax.random.split(key)
-    sign = jnp.where(jax.random.bernoulli(key_sign, 0.5, shape), 1, -1).astype(dtype)
+    key_sign, key = core.random.split(key)
+    sign = jnp.where(core.random.bernoulli(key_sign, 0.5, shape), 1, -1).astype(dtype)
     # Made from parameters and key, so that under `shard_map` the carry varies wherever one of them does.
     start = 0 * kappa * sign
     angle, _, _ = lax.while_loop(lambda carry: ~jnp.all(carry[2]), again, (start, key, start != 0))

@@ -63,9 +63,9 @@ class ZeroInflated(Distribution):
         return jnp.where(x >= 0, gate + (1 - gate) * below, 0.0)
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        key_gate, key_base = jax.random.split(key)
+        key_gate, key_base = core.random.split(key)
         draws = sample_batch(self.base, key_base, shape, self.batch_shape)
-        closed = jax.random.bernoulli(key_gate, broadcast_to(self.gate, draws.shape))
+        closed = core.random.bernoulli(key_gate, broadcast_to(self.gate, draws.shape))
         return jnp.where(closed, jnp.zeros_like(draws), draws)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:

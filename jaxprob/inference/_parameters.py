@@ -131,6 +131,6 @@ class _Series(Distribution):
         return each.reshape(value.shape[: value.ndim - ndims])
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        keys = jax.random.split(key, shape)
+        keys = core.random.split(key, shape)
         draws = jax.vmap(lambda key: self._one(key, self.model))(keys.reshape(-1))
         return draws.reshape(*shape, *self.series_shape)

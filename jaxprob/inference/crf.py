@@ -193,6 +193,6 @@ def _viterbi(field: LinearChain, method: str) -> Path:
 def _sample(key: core.Key, field: LinearChain, shape: tuple[int, ...], method: str) -> jax.Array:
     chain = _chain(field)
     filtered = chains.forward(chain, method).filtered
-    keys = jax.random.split(key, math.prod(shape))
+    keys = core.random.split(key, math.prod(shape))
     draws = jax.vmap(lambda key: _unmasked(field, paths.random_path(key, chain, filtered, method), -1))(keys)
     return draws.reshape(*shape, field.emissions.shape[0])

@@ -279,10 +279,10 @@ def _start(key: core.Key, xs: jax.Array, count: int, family: Family) -> Mixture:
     def draw(nearest: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         # All alike where every example is a centre.
         log_chance = jnp.where(jnp.any(nearest > 0), core.safe_log(nearest), 0)
-        away = squared(jax.random.categorical(core.fold(key, index), log_chance, mode="high"))
+        away = squared(core.random.categorical(core.fold(key, index), log_chance, mode="high"))
         return jnp.minimum(nearest, away), away
 
-    first = squared(jax.random.randint(core.fold(key, 0), (), 0, xs.shape[0]))
+    first = squared(core.random.randint(core.fold(key, 0), (), 0, xs.shape[0]))
     _, others = scan.scan(draw, first, jnp.arange(1, count))
     owner = jnp.argmin(jnp.concatenate([jnp.expand_dims(first, 0), others]), axis=0)
     hard = jnp.expand_dims(owner, 1) == jnp.expand_dims(jnp.arange(count), 0)

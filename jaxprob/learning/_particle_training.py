@@ -317,7 +317,7 @@ def _jittering(name: str, network: PartialBayes, size: int, share: jax.Array) ->
 
         def jitter(key: core.Key, particle: Any) -> Any:
             vector, unravel = core.ravel(particle)
-            noise = metric.velocity(jax.random.normal(key, vector.shape, metric.factor.dtype))
+            noise = metric.velocity(core.random.normal(key, vector.shape, metric.factor.dtype))
             return unravel(vector.astype(noise.dtype) + scale.astype(noise.dtype) * noise)
 
         particles = jax.vmap(jitter)(core.chain_keys(core.fold(key, 0), jnp.arange(number)), params.particles)

@@ -144,7 +144,7 @@ class Posterior:
         """
         key = core.as_key(key, "initial")
         return {
-            name: jax.random.uniform(_sites.site_key(key, name), site.unconstrained_shape or (), site.dtype, -2, 2)
+            name: core.random.uniform(_sites.site_key(key, name), site.unconstrained_shape or (), site.dtype, -2, 2)
             for name, site in self._latents("initial").items()
         }
 
@@ -290,6 +290,6 @@ def _infer_one(posterior: Posterior, key: core.Key, draw: dict[str, Any]) -> dic
     for group, log_probs in zip(posterior.groups, inside, strict=True):
         logits = _groups.log_joint(group, log_probs, group.names + group.dependents)
         # "high": plain Gumbel noise in float32 drops values rarer than 1e-7.
-        index = jax.random.categorical(_sites.site_key(key, group.names[0]), logits, axis=0, mode="high")
+        index = core.random.categorical(_sites.site_key(key, group.names[0]), logits, axis=0, mode="high")
         result |= {name: group.value(name, index) for name in group.names}
     return result

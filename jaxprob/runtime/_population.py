@@ -107,7 +107,7 @@ class WithPopulation:
             # Where weights differ particles may stand in the order of their likelihoods, and copies side by side.
             order = smc.systematic(core.fold(key, 1), log_weights, self.draws)
             equal = jnp.max(log_weights) == jnp.min(log_weights)
-            order = jnp.where(equal, order, jax.random.permutation(core.fold(key, 2), order))
+            order = jnp.where(equal, order, core.random.permutation(core.fold(key, 2), order))
             order = jnp.where(done, state.order, order)
             first = jax.tree.map(lambda x: x[order[0]], new.population.particles)
             return Drawn(first, new, kept, order, state.drawn), kept

@@ -46,7 +46,7 @@ class BlockLinear:
     @classmethod
     def init(cls, key: core.Key, size: int, before: int, after: int, log_scale: float, dtype: Any) -> BlockLinear:
         """Random weights and biases of `size` blocks of `before` numbers in and `after` numbers out."""
-        draw = functools.partial(jax.random.normal, dtype=dtype or float)
+        draw = functools.partial(core.random.normal, dtype=dtype or float)
         log_diagonal = draw(core.fold(key, 0), (size, before, after))
         lower = draw(core.fold(key, 1), (size * before, size * after))
         bias = draw(core.fold(key, 2), (size * after,))
@@ -192,7 +192,7 @@ def _build(
             scale = _FIRST_SCALE if j == hidden_layers else 0.0
             maps.append(BlockLinear.init(core.fold(key, i, j), size, before, after, scale, dtype))
         scale = 1 / math.sqrt(max(context_size, 1))
-        from_context = scale * jax.random.normal(
+        from_context = scale * core.random.normal(
             core.fold(key, i, len(maps)), (context_size, size * block), dtype or float
         )
         log_slope = jnp.zeros((size,), from_context.dtype)

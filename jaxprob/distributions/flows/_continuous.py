@@ -115,7 +115,7 @@ class Continuous(RealVectorBijector):
             return self.noise.astype(dtype)
         if self._is_exact:
             return jnp.eye(size, dtype=dtype)
-        return jax.random.rademacher(jax.random.key(self.seed), (self.probes, size), dtype)
+        return core.random.rademacher(jax.random.key(self.seed), (self.probes, size), dtype)
 
     def _moved(self, x: Any, start: float, end: float, *, with_log_det: bool = True) -> tuple[jax.Array, jax.Array]:
         """The places at time `end` of points at time `start`, and the integrals of the divergence."""

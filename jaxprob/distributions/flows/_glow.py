@@ -54,7 +54,7 @@ class Convolutions:
         key = core.as_key(key, "Convolutions.init")
         shapes = [(3, 3, before, hidden), (1, 1, hidden, hidden), (3, 3, hidden, after)]
         kernels = [
-            math.sqrt(2 / math.prod(shape[:3])) * jax.random.normal(core.fold(key, i), shape, dtype or float)
+            math.sqrt(2 / math.prod(shape[:3])) * core.random.normal(core.fold(key, i), shape, dtype or float)
             for i, shape in enumerate(shapes)
         ]
         kernels[-1] = jnp.zeros_like(kernels[-1])

@@ -129,12 +129,12 @@ class Radial(RealVectorBijector):
 
 
 def _planar_layer(key: core.Key, size: int, dtype: Any) -> Bijector:
-    weight = jax.random.normal(key, (size,), dtype or float) / math.sqrt(size)
+    weight = core.random.normal(key, (size,), dtype or float) / math.sqrt(size)
     return Planar(jnp.zeros_like(weight), weight, jnp.zeros((), weight.dtype))
 
 
 def _radial_layer(key: core.Key, size: int, dtype: Any) -> Bijector:
-    center = jax.random.normal(key, (size,), dtype or float)
+    center = core.random.normal(key, (size,), dtype or float)
     return Radial(center, jnp.zeros((), center.dtype), jnp.zeros((), center.dtype))
 
 

@@ -62,7 +62,7 @@ class StandardNormal(Distribution):
         return jnp.result_type(float) if self.dtype is None else self.dtype
 
     def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape + self.event, self._dtype)
+        return core.random.normal(key, shape + self.event, self._dtype)
 
     def _log_prob(self, value: jax.Array) -> jax.Array:
         axes = tuple(range(value.ndim - len(self.event), value.ndim))

@@ -109,7 +109,7 @@ def _path(
         z, _, gradient, drift, log_weight = carry
         index, beta = x
         mean = z + size * (gradient + drift)
-        noise = jax.random.normal(core.fold(key, 1, index), z.shape, z.dtype)
+        noise = core.random.normal(core.fold(key, 1, index), z.shape, z.dtype)
         after = mean + spread * noise
         if fixed:
             # The noise that leads to the same place when the kernel changes.
@@ -120,7 +120,7 @@ def _path(
         log_weight = log_weight + 0.5 * jnp.sum(noise**2) - 0.5 * jnp.sum(back**2)
         return (after, value, gradient, drift, log_weight), None
 
-    start = jax.random.normal(core.fold(key, 0), center.shape, center.dtype)
+    start = core.random.normal(core.fold(key, 0), center.shape, center.dtype)
     first = start, *drifts(start, jnp.int32(0), jnp.zeros((), center.dtype)), -log_normal(start)
     (z, value, _, _, log_weight), _ = scan.scan(step, first, (jnp.arange(steps), betas))
     return z, value + log_weight

@@ -47,8 +47,8 @@ def _leap(process: Any, step: Step) -> tuple[Any, Any]:
     output = step.denoise(step.x, step.t)
     rates = process.reverse_rates(output, step.x, step.t)
     leaves = -jnp.expm1(-(step.t - step.s).astype(rates.dtype) * jnp.sum(rates, -1))
-    jumps = jax.random.uniform(core.fold(step.key, 0), leaves.shape, leaves.dtype) < leaves
-    drawn = jax.random.categorical(core.fold(step.key, 1), core.safe_log(rates), mode="high").astype(step.x.dtype)
+    jumps = core.random.uniform(core.fold(step.key, 0), leaves.shape, leaves.dtype) < leaves
+    drawn = core.random.categorical(core.fold(step.key, 1), core.safe_log(rates), mode="high").astype(step.x.dtype)
     last = process.reverse_step(core.fold(step.key, 2), step.x, output, step.t, step.s)
     return jnp.where(step.s > 0, jnp.where(jumps, drawn, step.x), last), step.memory
 
@@ -118,14 +118,14 @@ def _reveal(
     t = process.schedule.inverse(count.astype(step.t.dtype) / max(noisy.size, 1))
     log_probs = process.log_prior(step.denoise(step.x, t))
     if temperature:
-        drawn = jax.random.categorical(core.fold(step.key, 0), log_probs / temperature, mode="high")
+        drawn = core.random.categorical(core.fold(step.key, 0), log_probs / temperature, mode="high")
     else:
         drawn = jnp.argmax(log_probs, -1)
     drawn = jnp.where(noisy, drawn.astype(tokens.dtype), tokens)
     confidence = chosen(log_probs, drawn)
     done = (step.taken + 1).astype(step.t.dtype) / steps
     if confidence_noise:
-        gumbel = jax.random.gumbel(core.fold(step.key, 1), confidence.shape, confidence.dtype, mode="high")
+        gumbel = core.random.gumbel(core.fold(step.key, 1), confidence.shape, confidence.dtype, mode="high")
         confidence = confidence + confidence_noise * (1 - done).astype(confidence.dtype) * gumbel
     share = jnp.cos(0.5 * math.pi * done) if schedule == "cosine" else 1 - done
     # What should be whole may be rounded to just below.
@@ -178,8 +178,8 @@ def _remask(strength: float, rule: str, process: RoutedProcess, step: Step) -> t
     most = target / jnp.maximum(alpha, target)
     sigma = strength * most if rule == "rescale" else jnp.minimum(strength, most)
     # The share of noise at s is that of noisy tokens that stay and of clean ones that turn.
-    stay, turn = (jax.random.uniform(core.fold(step.key, i), noisy.shape, noise.dtype) for i in (0, 1))
+    stay, turn = (core.random.uniform(core.fold(step.key, i), noisy.shape, noise.dtype) for i in (0, 1))
     stays, turns = noisy & (stay * noise < target - sigma * alpha), ~noisy & (turn < sigma)
-    drawn = jax.random.categorical(core.fold(step.key, 2), output, mode="high").astype(tokens.dtype)
+    drawn = core.random.categorical(core.fold(step.key, 2), output, mode="high").astype(tokens.dtype)
     tokens = process.renoised(core.fold(step.key, 3), jnp.where(noisy & ~stays, drawn, tokens), turns)
     return process.assemble(tokens, stays | turns), step.memory

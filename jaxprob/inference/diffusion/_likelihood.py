@@ -188,7 +188,7 @@ def _negative_elbo(
         """The rate of the bound at a random time of a part."""
         own = core.fold(key, index, 1, part, which)
         dtype = jnp.result_type(float)
-        u = (part.astype(dtype) + jax.random.uniform(core.fold(own, 0), (), dtype)) / parts
+        u = (part.astype(dtype) + core.random.uniform(core.fold(own, 0), (), dtype)) / parts
         if steps is not None:
             # Each step has its part, or a part has several; rounding must not lead out of the range.
             i = part.astype(dtype) if parts == steps else jnp.clip(jnp.floor(u * steps), 0, steps - 1)
@@ -239,7 +239,7 @@ def _reconstruction(
     key: core.Key, process: Gaussian, x0: jax.Array, levels: int, interval: tuple[float, float]
 ) -> jax.Array:
     """-log p(level | x at time 0) of the levels with middles x0, (), for one draw of the latter."""
-    noise = jax.random.normal(key, x0.shape, x0.dtype)
+    noise = core.random.normal(key, x0.shape, x0.dtype)
     scale = jnp.exp(-0.5 * process.log_ratio(0.0)).astype(x0.dtype)
     middles = _middles(jnp.arange(levels), levels, interval).astype(x0.dtype)
     # Of seen - middle in units of the noise, and for the true level this is the noise itself.
@@ -335,7 +335,7 @@ def _log_likelihood(
         if probes is None:
             vectors = jnp.eye(size, dtype=x0.dtype)
         else:
-            vectors = jax.random.rademacher(core.fold(key, index), (probes, size), x0.dtype)
+            vectors = core.random.rademacher(core.fold(key, index), (probes, size), x0.dtype)
         vectors = vectors.reshape(-1, *shape)
 
         def both(log_ratio: jax.Array, state: Any) -> Any:
@@ -421,7 +421,7 @@ def dequantize(
     x = jnp.asarray(x)
     low, high = _check_levels(name, x, levels, interval)
     dtype = jnp.result_type(float)
-    inside = jax.random.uniform(key, x.shape, dtype) - 0.5
+    inside = core.random.uniform(key, x.shape, dtype) - 0.5
     width = (high - low) / levels
     return _middles(x, levels, (low, high)) + width * inside, _log_volume(x.size, levels, (low, high))
 

@@ -86,14 +86,14 @@ class _Masked:
 
     def path(self, params: Any, key: core.Key) -> tuple[jax.Array, jax.Array]:
         """Tokens (sites,) and the log probability (), given the order, with which they were drawn."""
-        order = jax.random.permutation(core.fold(key, 0), self.sites)
+        order = core.random.permutation(core.fold(key, 0), self.sites)
         start = jnp.full((self.sites,), self.vocabulary, jnp.int32)
 
         def unmask(tokens: jax.Array, x: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             index, site = x
             log_probs = self.log_probs(params, tokens)[site]
             # Gumbel noise of low precision never draws what is rarer than 2^-23.
-            value = jax.random.categorical(core.fold(key, 1, index), jax.lax.stop_gradient(log_probs), mode="high")
+            value = core.random.categorical(core.fold(key, 1, index), jax.lax.stop_gradient(log_probs), mode="high")
             return tokens.at[site].set(value.astype(tokens.dtype)), log_probs[value]
 
         tokens, terms = scan.scan(unmask, start, (jnp.arange(self.sites), order))
@@ -112,12 +112,12 @@ class _Masked:
         weighted loss, without the noise of how many sites a level masks.
         """
         # One number of masked sites from each of `masks` equal parts.
-        noise = jax.random.uniform(core.fold(key, 0), (masks,))
+        noise = core.random.uniform(core.fold(key, 0), (masks,))
         level = (jnp.arange(masks).astype(noise.dtype) + noise) / masks
         number = 1 + jnp.minimum((level * self.sites).astype(jnp.int32), self.sites - 1)
 
         def once(index: jax.Array, number: jax.Array) -> jax.Array:
-            masked = jax.random.permutation(core.fold(key, 1, index), self.sites) < number
+            masked = core.random.permutation(core.fold(key, 1, index), self.sites) < number
             log_probs = self.log_probs(params, jnp.where(masked, self.vocabulary, tokens))
             chosen = jnp.take_along_axis(log_probs, jnp.expand_dims(tokens, -1), axis=-1)[:, 0]
             return -jnp.sum(jnp.where(masked, chosen, 0)) * (self.sites / number.astype(chosen.dtype))

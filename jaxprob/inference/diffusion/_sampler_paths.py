@@ -121,14 +121,14 @@ def controlled_reference(
     number = len(rates)
     start = jnp.zeros_like(center)
     if first:
-        start = jax.random.normal(core.fold(key, 0), center.shape, center.dtype)
+        start = core.random.normal(core.fold(key, 0), center.shape, center.dtype)
 
     def step(carry: tuple[jax.Array, jax.Array], x: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         z, log_weight = carry
         index, decay, noise, gain = x
         time = index.astype(z.dtype) / number
         push = gain * control(function, network, params["network"], z, time, clipped(gradient(z)))
-        fresh = jax.random.normal(core.fold(key, 1, index), z.shape, z.dtype)
+        fresh = core.random.normal(core.fold(key, 1, index), z.shape, z.dtype)
         after = decay * z + noise * (push + fresh)
         if fixed:
             # The noise that leads to the same place when the control changes.

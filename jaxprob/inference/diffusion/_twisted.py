@@ -135,7 +135,7 @@ def _twisted(
         x = before.x
         mean, scale = process.reverse_moments(x, before.output, t, s)
         # The model's own step has the noise that `reverse_step` draws from the key; the proposal's is moved.
-        z = jax.random.normal(key, x.shape, x.dtype)
+        z = core.random.normal(key, x.shape, x.dtype)
         moved = z + scale * before.gradient
         log_ratio = 0.5 * jnp.sum(z**2 - moved**2)
         return seen(mean + scale * process.noise.shaped(moved), s, is_last, log_ratio)

@@ -49,7 +49,7 @@ def random_path(key: core.Key, chain: Chain, filtered: jax.Array, method: str) -
         return jnp.zeros((0,), jnp.int32)
     # A map of the state of the next time for each time, by noise that does not depend on it: any grouping of such maps
     # gives the same path. Plain Gumbel noise in float32 never exceeds 16: "high".
-    noisy = filtered + jax.random.gumbel(key, filtered.shape, filtered.dtype, mode="high")
+    noisy = filtered + core.random.gumbel(key, filtered.shape, filtered.dtype, mode="high")
     last = jnp.argmax(noisy[-1])
     if method == "parallel":
 

@@ -198,6 +198,6 @@ def _sample(
 ) -> jax.Array:
     chain = chain_of(model, ys, seen, parts)
     filtered = chains.forward(chain, method).filtered
-    keys = jax.random.split(key, math.prod(shape))
+    keys = core.random.split(key, math.prod(shape))
     draws = jax.vmap(lambda key: paths.random_path(key, chain, filtered, method))(keys)
     return draws.reshape(*shape, ys.shape[0])

@@ -144,7 +144,7 @@ def _functions(model: LinearGaussian | StateSpaceModel, ys: jax.Array) -> Functi
 
     def noise(key: core.Key, covariance: jax.Array) -> jax.Array:
         root = square_root(covariance)
-        return core.matvec(root, jax.random.normal(key, root.shape[:1], dtype))
+        return core.matvec(root, core.random.normal(key, root.shape[:1], dtype))
 
     def first(key: core.Key) -> jax.Array:
         return linear.initial_mean + noise(key, linear.initial_covariance)
@@ -166,24 +166,24 @@ def _ensemble_filter(
 ) -> EnsembleFiltered:
     first, move, look, dtype = _functions(model, ys)
     m, inflation = ys.shape[1], jnp.asarray(inflation, dtype)
-    start_key, key = jax.random.split(key)
-    states = jax.vmap(first)(jax.random.split(start_key, members))
+    start_key, key = core.random.split(key)
+    states = jax.vmap(first)(core.random.split(start_key, members))
     n = states.shape[1]
 
     def body(carry: tuple[jax.Array, jax.Array], now: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
         (states, _), (time, y, there) = carry, now
-        noise_key, move_key = jax.random.split(core.fold(key, time))
+        noise_key, move_key = core.random.split(core.fold(key, time))
         middle = jnp.mean(states, 0, keepdims=True)
         states = middle + inflation * (states - middle)
         images, noises = jax.vmap(look, in_axes=(0, None))(states, time)
         rows, noise, values = images.T, jnp.mean(noises, 0), jnp.expand_dims(jnp.where(there, y, 0), 1)
         if noise.ndim == 2:
             rows, noise, values = decorrelate(rows, noise, values, there)
-        white = jax.random.normal(noise_key, (m, members), dtype) if update == "stochastic" else None
+        white = core.random.normal(noise_key, (m, members), dtype) if update == "stochastic" else None
         joined = jnp.concatenate([states, rows.T], 1)
         joined, innovation, log_scale = _observe(joined, n, noise, values[:, 0], there, white)
         after = joined[:, :n]
-        moved = jax.vmap(move, in_axes=(0, 0, None))(jax.random.split(move_key, members), after, time)
+        moved = jax.vmap(move, in_axes=(0, 0, None))(core.random.split(move_key, members), after, time)
         increment = -jnp.sum(log_scale) - 0.5 * jnp.sum(innovation**2)
         return (moved, after), ((*_summary(after), *_summary(states), innovation), increment)
 

@@ -80,7 +80,7 @@ class Marginal(Distribution):
         size = 1
         for length in shape:
             size *= length
-        draws = jax.vmap(lambda key: simulate(key, self.model, self.length)[1])(jax.random.split(key, size))
+        draws = jax.vmap(lambda key: simulate(key, self.model, self.length)[1])(core.random.split(key, size))
         return draws.reshape(*shape, *self.event_shape)
 
 
@@ -133,13 +133,13 @@ def simulate(key: core.Key, model: LinearGaussian | StateSpaceModel, length: int
         return model.sample(key, length)
     if not model.fits(length):
         raise core.bad_value("kalman.simulate", "length", length, "as many times as the model spans")
-    keys = jax.random.split(core.as_key(key, "kalman.simulate"), 3)
+    keys = core.random.split(core.as_key(key, "kalman.simulate"), 3)
     dtype, n, m = model.dynamics.dtype, model.state_size, model.observation_size
     linear: LinearGaussian = jax.tree.map(lambda leaf: leaf.astype(core.accumulator_dtype(dtype)), model)
     wide = linear.dynamics.dtype
 
     def noise(key: core.Key, name: str, times: int, size: int) -> jax.Array:
-        white, covariance = jax.random.normal(key, (times, size), wide), getattr(linear, name)
+        white, covariance = core.random.normal(key, (times, size), wide), getattr(linear, name)
         if covariance.ndim - (name in linear.time_varying) == 1:
             return white * jnp.broadcast_to(jnp.sqrt(covariance), white.shape)
         if name not in linear.time_varying:
@@ -152,7 +152,7 @@ def simulate(key: core.Key, model: LinearGaussian | StateSpaceModel, length: int
 
     moves = length - 1
     first = linear.initial_mean + core.matvec(
-        square_root(linear.initial_covariance), jax.random.normal(keys[0], (n,), wide)
+        square_root(linear.initial_covariance), core.random.normal(keys[0], (n,), wide)
     )
     shifts = entry("dynamics_offset", moves) + noise(keys[1], "dynamics_covariance", moves, n)
     later = scan.affine(entry("dynamics", moves), shifts, first).states

@@ -247,12 +247,12 @@ def _sample(key: core.Key, model: Any, ys: jax.Array, seen: jax.Array, shape: tu
     root = diffuse.information(found.innovation, how.method)[-1] if columns > 1 else None
 
     def one(key: core.Key) -> jax.Array:
-        state_key, diffuse_key = jax.random.split(key)
-        noise = jax.random.normal(state_key, (times, n), moments.mean.dtype)
+        state_key, diffuse_key = core.random.split(key)
+        noise = core.random.normal(state_key, (times, n), moments.mean.dtype)
         weights = jnp.ones((1,), moments.mean.dtype)
         if root is not None:
             mean, spread, _ = diffuse.known(root)
-            drawn = mean + core.matvec(spread, jax.random.normal(diffuse_key, (columns - 1,), mean.dtype))
+            drawn = mean + core.matvec(spread, core.random.normal(diffuse_key, (columns - 1,), mean.dtype))
             weights = jnp.concatenate([weights, drawn])
         last = core.matvec(moments.mean[-1], weights) + core.matvec(moments.factor[-1], noise[-1])
         increments = core.matvec(back.offset, weights) + core.matvec(back.root, noise[:-1])
@@ -260,5 +260,5 @@ def _sample(key: core.Key, model: Any, ys: jax.Array, seen: jax.Array, shape: tu
         earlier = scan.affine(back.gain, increments, last, reverse=True, method=method).states
         return jnp.concatenate([earlier, jnp.expand_dims(last, 0)])
 
-    draws = jax.vmap(one)(jax.random.split(key, math.prod(shape)))
+    draws = jax.vmap(one)(core.random.split(key, math.prod(shape)))
     return draws.reshape(*shape, times, n).astype(ys.dtype)

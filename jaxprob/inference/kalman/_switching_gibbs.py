@@ -89,7 +89,7 @@ def switching_gibbs(model: SwitchingLinearGaussian, ys: Any, *, missing: Any = N
         return SwitchingGibbsState({"regimes": regimes, "states": jnp.asarray(position["states"], values.dtype)})
 
     def step(key: core.Key, state: SwitchingGibbsState) -> tuple[SwitchingGibbsState, SwitchingGibbsInfo]:
-        state_key, regime_key = jax.random.split(key)
+        state_key, regime_key = core.random.split(key)
         path = model.along(state.position["regimes"])
         states = sample(state_key, path, values, missing=~seen, method="sequential").astype(values.dtype)
         chain = _chain(model, states, values, seen)

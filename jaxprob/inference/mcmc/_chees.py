@@ -197,7 +197,7 @@ def _trajectory_warmup(
         flat = hamiltonian.flatten(target, position)
         step_size, zero = initial_step_size.astype(flat.dtype), jnp.zeros((), flat.dtype)
         scale = Metric(jnp.ones((flat.size,), flat.dtype))
-        direction = jax.random.normal(jax.random.key(0), (flat.size,), flat.dtype)  # any but an orthogonal one
+        direction = core.random.normal(jax.random.key(0), (flat.size,), flat.dtype)  # any but an orthogonal one
         shared = TrajectoryShared(
             transitions=jnp.int32(0),
             num_steps=jnp.int32(num_steps),

@@ -78,7 +78,7 @@ def mixture(kernels: Sequence[core.Algorithm], probabilities: Any) -> core.Algor
 
     def step(key: core.Key, state: Any) -> tuple[Any, MixtureInfo]:
         key = core.as_key(key, "mixture")
-        picked = jax.random.categorical(core.fold(key, 0), log_weights, mode="high")
+        picked = core.random.categorical(core.fold(key, 0), log_weights, mode="high")
         infos = [jax.eval_shape(partial(_step, kernel), key, state)[1] for kernel in kernels]
         shared = _shared_fields(infos)
 

@@ -89,7 +89,7 @@ def discrete_gibbs(log_density: core.LogDensity, num_categories: Any, *, order: 
 
     def update(key: core.Key, here: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
         # "high": plain Gumbel noise in float32 never exceeds 16, which drops values rarer than 1e-7.
-        drawn = jax.random.categorical(key, log_p, mode="high").astype(here.dtype)
+        drawn = core.random.categorical(key, log_p, mode="high").astype(here.dtype)
         return jnp.where(jnp.any(log_p > -jnp.inf), drawn, here), jnp.ones((), log_p.dtype)
 
     return _single_site("discrete_gibbs", log_density, num_categories, order, update)
@@ -130,13 +130,13 @@ def metropolized_gibbs(
     def update(key: core.Key, here: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jnp.arange(log_p.size, dtype=here.dtype)
         others = jnp.where(values == here, -jnp.inf, log_p)
-        proposed = jax.random.categorical(core.fold(key, 0), others, mode="high").astype(here.dtype)
+        proposed = core.random.categorical(core.fold(key, 0), others, mode="high").astype(here.dtype)
         # log((1 - p(x)) / (1 - p(y))) as sums over the other values: no difference of nearly equal numbers.
         back = jnp.where(values == proposed, -jnp.inf, log_p)
         log_ratio = core.logsumexp(others) - core.logsumexp(back)
         possible = jnp.any(others > -jnp.inf)
         rate = jnp.where(possible, jnp.exp(jnp.minimum(log_ratio, 0)), 0)
-        accepted = jax.random.uniform(core.fold(key, 1), (), rate.dtype) < rate
+        accepted = core.random.uniform(core.fold(key, 1), (), rate.dtype) < rate
         return jnp.where(accepted, proposed, here), rate
 
     return _single_site("metropolized_gibbs", log_density, num_categories, order, update)
@@ -161,7 +161,7 @@ def _single_site(
         possible = jnp.asarray(sites.possible)
         categories = jnp.arange(possible.shape[1], dtype=sites.values.dtype)
         if order == "random":
-            visited = jax.random.randint(core.fold(key, number), (number,), 0, number)
+            visited = core.random.randint(core.fold(key, number), (number,), 0, number)
         else:
             visited = jnp.arange(number)
 

@@ -93,7 +93,7 @@ def gibbs_with_gradients(
         forward = logits(here)
         if not forward.size:
             return target.stay(state)
-        drawn = jax.random.categorical(core.fold(key, 0), forward.ravel(), mode="high")
+        drawn = core.random.categorical(core.fold(key, 0), forward.ravel(), mode="high")
         site, value = jnp.divmod(drawn, forward.shape[1])
         there = target.point(target.at(here.values.at[site].set(value.astype(here.values.dtype)), state))
         back = logits(there)
@@ -161,7 +161,7 @@ def discrete_langevin(
         key = core.as_key(key, name)
         here = target.point(state)
         forward = log_probabilities(here)
-        values = jax.random.categorical(core.fold(key, 0), forward, axis=1, mode="high").astype(here.values.dtype)
+        values = core.random.categorical(core.fold(key, 0), forward, axis=1, mode="high").astype(here.values.dtype)
         there = target.point(target.at(values, state))
         correction = of(log_probabilities(there), here.values) - of(forward, values)
         if not adjusted:  # cancels the difference of log densities: every proposal that has one is taken

@@ -90,9 +90,9 @@ def stretch(log_density: core.LogDensity, scale: Any = 2.0) -> core.Algorithm:
     def move(key: core.Key, walkers: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
         half, size = walkers.shape
         widest = scale.astype(walkers.dtype)
-        uniform = jax.random.uniform(core.fold(key, 0), (half,), walkers.dtype)
+        uniform = core.random.uniform(core.fold(key, 0), (half,), walkers.dtype)
         factor = ((widest - 1) * uniform + 1) ** 2 / widest
-        centre = others[jax.random.randint(core.fold(key, 1), (half,), 0, half)]
+        centre = others[core.random.randint(core.fold(key, 1), (half,), 0, half)]
         return centre + jnp.expand_dims(factor, 1) * (walkers - centre), (size - 1) * jnp.log(factor)
 
     return _ensemble("stretch", log_density, move, fewest=2)
@@ -134,10 +134,10 @@ def differential_evolution(log_density: core.LogDensity, gamma: Any = None, sigm
     def move(key: core.Key, walkers: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
         half, size = walkers.shape
         factor = jnp.asarray(2.38 / math.sqrt(2 * size) if gamma is None else gamma, walkers.dtype)
-        noise = jax.random.normal(core.fold(key, 0), (half,), walkers.dtype)
-        one = jax.random.randint(core.fold(key, 1), (half,), 0, half)
+        noise = core.random.normal(core.fold(key, 0), (half,), walkers.dtype)
+        one = core.random.randint(core.fold(key, 1), (half,), 0, half)
         # Another one than the first: all pairs are equally likely, in either order.
-        two = (one + jax.random.randint(core.fold(key, 2), (half,), 1, half)) % half
+        two = (one + core.random.randint(core.fold(key, 2), (half,), 1, half)) % half
         factors = factor * (1 + sigma.astype(walkers.dtype) * noise)
         return walkers + jnp.expand_dims(factors, 1) * (others[one] - others[two]), jnp.zeros_like(noise)
 

@@ -90,22 +90,22 @@ def generalized_hmc(
     def init(position: Any, key: core.Key) -> GeneralizedHMCState:
         key, state = core.as_key(key, name), hamiltonian.init(target, metric, position, name)
         dtype = state.log_density.dtype
-        momentum = jax.random.normal(core.fold(key, 0), (core.size(position),), dtype)
-        return GeneralizedHMCState(*state, momentum, jax.random.uniform(core.fold(key, 1), (), dtype, -1, 1))
+        momentum = core.random.normal(core.fold(key, 0), (core.size(position),), dtype)
+        return GeneralizedHMCState(*state, momentum, core.random.uniform(core.fold(key, 1), (), dtype, -1, 1))
 
     def step(key: core.Key, state: GeneralizedHMCState) -> tuple[GeneralizedHMCState, HMCInfo]:
         key = core.as_key(key, name)
         base = hamiltonian.State(state.position, state.log_density, state.log_density_gradient)
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, base)
         kept = persistence.astype(flat.dtype)
-        noise = jax.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
+        noise = core.random.normal(core.fold(key, 0), (flat.size,), flat.dtype)
         # As a product, for a persistence near one: rounding kept^2 would give the momentum another variance. Each
         # product is rounded before the sum, so that all programs agree.
         fresh = core.rounded(jnp.sqrt((1 - kept) * (1 + kept)) * noise)
         momentum = core.rounded(kept * state.momentum) + fresh
         first = hamiltonian.start(flat, scale, momentum, base)
         if drift is None:
-            level = jax.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)
+            level = core.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)
         else:
             level = jnp.mod(state.slice + drift.astype(flat.dtype) + 1, 2) - 1
         last = lax.fori_loop(

@@ -160,7 +160,7 @@ def gibbs(log_density: core.LogDensity, blocks: Mapping[Names, Update], *, order
             data = jax.random.key_data(core.fold(key, index))
             return lax.switch(chosen[index], [partial(branch, names) for names in updates], data, carry)
 
-        chosen = jax.random.permutation(core.fold(key, len(updates)), len(updates))
+        chosen = core.random.permutation(core.fold(key, len(updates)), len(updates))
         nothing = jax.tree.map(lambda info: jnp.zeros(info.shape, info.dtype), shapes)
         return scan.repeat(one, (state, nothing), len(updates))
 

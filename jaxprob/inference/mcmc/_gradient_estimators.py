@@ -202,9 +202,9 @@ def _scaled(
 
 def _draw(key: core.Key, rows: int, batch_size: int, replace: bool) -> jax.Array:
     if replace:
-        return jax.random.randint(key, (batch_size,), 0, rows, jnp.int32)
+        return core.random.randint(key, (batch_size,), 0, rows, jnp.int32)
     last = rows - batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    proposals = jax.random.randint(key, (batch_size,), 0, last + 1, jnp.int32)
+    proposals = core.random.randint(key, (batch_size,), 0, last + 1, jnp.int32)
 
     def choose(index: Any, chosen: jax.Array) -> jax.Array:
         # One that is taken already stands for the row that only now may be drawn: so every subset is equally likely.

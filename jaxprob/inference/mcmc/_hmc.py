@@ -96,12 +96,12 @@ def hmc(
         key = core.as_key(key, "hmc")
         number: int | jax.Array = most
         if varied:
-            key, length_key, size_key = jax.random.split(key, 3)
+            key, length_key, size_key = core.random.split(key, 3)
             if least < most:
-                number = jax.random.randint(length_key, (), least, most + 1, "int32")
-            size = size * (1 + jitter.astype(flat.dtype) * jax.random.uniform(size_key, (), flat.dtype, -1, 1))
-        momentum_key, uniform_key = jax.random.split(key)
-        momentum = jax.random.normal(momentum_key, (flat.size,), flat.dtype)
+                number = core.random.randint(length_key, (), least, most + 1, "int32")
+            size = size * (1 + jitter.astype(flat.dtype) * core.random.uniform(size_key, (), flat.dtype, -1, 1))
+        momentum_key, uniform_key = core.random.split(key)
+        momentum = core.random.normal(momentum_key, (flat.size,), flat.dtype)
         first = hamiltonian.start(flat, scale, momentum, state)
         go = _choose_from_all if multinomial else _go_to_the_end
         chosen, energy, rate, diverging = go(
@@ -130,7 +130,7 @@ def _go_to_the_end(key: core.Key, first: Point, number: Any, leapfrog: Callable[
     """The end of the trajectory, accepted or rejected."""
     last = lax.fori_loop(0, number, lambda _, point: leapfrog(point, 1), first)
     weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
-    accepted = jax.random.uniform(key, (), weight.dtype) < jnp.exp(weight)
+    accepted = core.random.uniform(key, (), weight.dtype) < jnp.exp(weight)
     chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
     return chosen, hamiltonian.energy(chosen), rate, diverging
 
@@ -138,7 +138,7 @@ def _go_to_the_end(key: core.Key, first: Point, number: Any, leapfrog: Callable[
 def _choose_from_all(key: core.Key, first: Point, number: Any, leapfrog: Callable[[Point, Any], Point]) -> Outcome:
     """A point of a trajectory that begins a uniformly drawn number of steps before the first, by its weight."""
     initial = hamiltonian.energy(first)
-    back = jax.random.randint(core.fold(key, 0), (), 0, number + 1, "int32")
+    back = core.random.randint(core.fold(key, 0), (), 0, number + 1, "int32")
     leaf_key = core.fold(key, 1)
 
     def leaf(index: jax.Array, carry: Any) -> Any:
@@ -147,7 +147,7 @@ def _choose_from_all(key: core.Key, first: Point, number: Any, leapfrog: Callabl
         point = leapfrog(point, jnp.where(index < back, -1, 1).astype(initial.dtype))
         weight, rate, diverging = hamiltonian.compare(initial, hamiltonian.energy(point))
         total = jnp.logaddexp(total, weight)
-        taken = jax.random.uniform(core.fold(leaf_key, index), (), initial.dtype) < jnp.exp(weight - total)
+        taken = core.random.uniform(core.fold(leaf_key, index), (), initial.dtype) < jnp.exp(weight - total)
         chosen = jax.tree.map(lambda new, old: jnp.where(taken, new, old), point, chosen)
         return point, chosen, total, rates + rate, diverged | diverging
 

@@ -86,13 +86,13 @@ def _turn(direction: jax.Array, force: jax.Array, step: jax.Array) -> tuple[jax.
 
 def refresh(key: core.Key, direction: jax.Array, turn: jax.Array) -> jax.Array:
     """A direction forgotten in part: after `turn` = 1 about a share 1 / e of it is left."""
-    noise = jax.random.normal(key, direction.shape, direction.dtype)
+    noise = core.random.normal(key, direction.shape, direction.dtype)
     return _normalised(jnp.exp(-turn) * direction + jnp.sqrt(-jnp.expm1(-2 * turn) / direction.size) * noise)
 
 
 def any_direction(key: core.Key, size: int, dtype: Any) -> jax.Array:
     """A direction (size,) uniform on the sphere."""
-    return _normalised(jax.random.normal(key, (size,), dtype))
+    return _normalised(core.random.normal(key, (size,), dtype))
 
 
 def _normalised(vector: jax.Array) -> jax.Array:

@@ -110,8 +110,8 @@ def transition(
     flat, scale, size = hamiltonian.prepare(target, metric, step_size, start)
     length, jitter = trajectory_length.astype(flat.dtype), van_der_corput(state.transitions + 1).astype(flat.dtype)
     number = jnp.clip(jnp.ceil(jitter * length / size), 1, max_num_steps).astype(jnp.int32)
-    momentum_key, uniform_key = jax.random.split(key)
-    first = hamiltonian.start(flat, scale, jax.random.normal(momentum_key, (flat.size,), flat.dtype), start)
+    momentum_key, uniform_key = core.random.split(key)
+    first = hamiltonian.start(flat, scale, core.random.normal(momentum_key, (flat.size,), flat.dtype), start)
     most = _largest(number)
 
     def further(loop: tuple[jax.Array, Point]) -> tuple[jax.Array, Point]:
@@ -121,7 +121,7 @@ def transition(
 
     _, last = lax.while_loop(lambda loop: loop[0] < most, further, (jnp.int32(0), first))
     weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
-    accepted = jax.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
+    accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
     chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
     info = TrajectoryInfo(
         acceptance_rate=rate,

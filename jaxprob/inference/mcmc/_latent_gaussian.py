@@ -92,7 +92,7 @@ def elliptical_slice(log_likelihood: core.LogDensity, mean: Any, covariance: Any
         centre = hamiltonian.spread_like(name, "mean", mean, state.position)
         apart, across = vector - centre, _prior_draw(core.fold(key, 0), factor, vector)
         here = jnp.where(jnp.isnan(state.log_density), -jnp.inf, state.log_density)
-        height = here - jax.random.exponential(core.fold(key, 1), (), precise)
+        height = here - core.random.exponential(core.fold(key, 1), (), precise)
         angle_key = core.fold(key, 2)
 
         def turn(arc: _Arc) -> _Arc:
@@ -103,10 +103,10 @@ def elliptical_slice(log_likelihood: core.LogDensity, mean: Any, covariance: Any
             before = arc.angle < 0
             least, most = jnp.where(before, arc.angle, arc.least), jnp.where(before, arc.most, arc.angle)
             evaluations = arc.evaluations + 1
-            uniform = jax.random.uniform(core.fold(angle_key, evaluations), (), dtype)
+            uniform = core.random.uniform(core.fold(angle_key, evaluations), (), dtype)
             return _Arc(least + uniform * (most - least), least, most, position, value, evaluations, found)
 
-        first = 2 * math.pi * jax.random.uniform(core.fold(angle_key, 0), (), dtype)
+        first = 2 * math.pi * core.random.uniform(core.fold(angle_key, 0), (), dtype)
         begin = _Arc(
             first, first - 2 * math.pi, first, state.position, state.log_density, jnp.int32(0), jnp.zeros((), bool)
         )
@@ -238,7 +238,7 @@ def marginal_latent_gaussian(
         centre = hamiltonian.spread_like(name, "mean", mean, state.position)
         gradient, _ = hamiltonian.to_vector(state.log_density_gradient)
         x, force = rotation.force(vector - centre), rotation.force(gradient)
-        move = spread * jax.random.normal(core.fold(key, 0), x.shape, x.dtype) + drift(force) - loss * x
+        move = spread * core.random.normal(core.fold(key, 0), x.shape, x.dtype) + drift(force) - loss * x
         vector = vector + rotation.velocity(move)
         value, gradient = flat.evaluate(vector)
         y, back = x + move, rotation.force(gradient)
@@ -255,7 +255,7 @@ def _check_prior(name: str, mean: Any, covariance: Metric, position: Any) -> Non
 
 def _prior_draw(key: core.Key, factor: Metric, like: jax.Array) -> jax.Array:
     """A draw of N(0, covariance), (size,)."""
-    return factor.astype(like.dtype).velocity(jax.random.normal(key, like.shape, like.dtype))
+    return factor.astype(like.dtype).velocity(core.random.normal(key, like.shape, like.dtype))
 
 
 def _as_factor(covariance: Any, name: str) -> Metric:

@@ -65,8 +65,8 @@ class JointCategorical:
         # The first half of the sites, then the second given it: noise for 48 values and not for 512, of nine bits.
         half = len(self.num_categories) // 2
         table = self.logits.reshape(math.prod(self.num_categories[:half]), -1)
-        first = jax.random.categorical(core.fold(key, 0), core.logsumexp(table, axis=1), mode="high")
-        second = jax.random.categorical(core.fold(key, 1), table[first], mode="high")
+        first = core.random.categorical(core.fold(key, 0), core.logsumexp(table, axis=1), mode="high")
+        second = core.random.categorical(core.fold(key, 1), table[first], mode="high")
         values = (
             *jnp.unravel_index(first, self.num_categories[:half]),
             *jnp.unravel_index(second, self.num_categories[half:]),
@@ -244,7 +244,7 @@ def _perceptron(hidden: Sequence[int], outputs: int, of: Callable[[jax.Array], A
         widths, params = [jnp.size(inputs), *hidden, outputs], []
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             gain = 2.0 if index < len(hidden) else 0.01
-            weight = jax.random.normal(core.fold(key, index), (fan_in, fan_out), core.result_dtype(inputs))
+            weight = core.random.normal(core.fold(key, index), (fan_in, fan_out), core.result_dtype(inputs))
             params.append({"weight": weight * math.sqrt(gain / fan_in), "bias": jnp.zeros(fan_out, weight.dtype)})
         return {"params": params}
 

@@ -209,9 +209,9 @@ def adjusted_mclmc(
 
     def step(key: core.Key, state: State) -> tuple[State, AdjustedMCLMCInfo]:
         flat, scale, size = hamiltonian.prepare(target, metric, step_size, state)
-        direction_key, uniform_key, number_key = jax.random.split(core.as_key(key, name), 3)
+        direction_key, uniform_key, number_key = core.random.split(core.as_key(key, name), 3)
         first = hamiltonian.start(flat, scale, isokinetic.any_direction(direction_key, flat.size, flat.dtype), state)
-        number = jnp.int32(low) if low == high else jax.random.randint(number_key, (), low, high + 1, jnp.int32)
+        number = jnp.int32(low) if low == high else core.random.randint(number_key, (), low, high + 1, jnp.int32)
 
         def further(_: Any, trajectory: tuple[Point, jax.Array]) -> tuple[Point, jax.Array]:
             point, kinetic = trajectory
@@ -221,7 +221,7 @@ def adjusted_mclmc(
         start = first, jnp.zeros((), flat.dtype)
         last, kinetic = lax.fori_loop(0, low if low == high else number, further, start)
         gain, rate, diverging = hamiltonian.compare(-first.log_density, kinetic - last.log_density)
-        accepted = jax.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(gain)
+        accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(gain)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
         info = AdjustedMCLMCInfo(
             acceptance_rate=rate,

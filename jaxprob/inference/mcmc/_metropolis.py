@@ -161,7 +161,7 @@ def accept(key: core.Key, current: Any, proposed: Any, *corrections: jax.Array) 
         log_ratio = log_ratio + correction.astype(dtype)
     log_ratio = jnp.where((here == -jnp.inf) & (proposed.log_density > -jnp.inf), jnp.inf, log_ratio)
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-    accepted = -jax.random.exponential(key, (), dtype) <= log_ratio
+    accepted = -core.random.exponential(key, (), dtype) <= log_ratio
     state = jax.tree.map(
         lambda new, old: jnp.where(accepted, jnp.asarray(new).astype(old.dtype), old), proposed, current
     )

@@ -267,7 +267,7 @@ def draw(key: core.Key, flat: Flat, levels: int) -> _Draws:
     # One call of the generator for all: each costs compile time. A key made of random bits is as good as a split one.
     parts = (flat.size, levels, levels, EARLY)
     width = jnp.finfo(flat.dtype).bits
-    bits = jax.random.bits(key, (2 + sum(parts),), f"uint{width}")
+    bits = core.random.bits(key, (2 + sum(parts),), f"uint{width}")
     # Halfway between neighbours: never 0 or 1, and symmetrical.
     fraction = jnp.finfo(flat.dtype).nmant
     uniforms = ((bits[2:] >> (width - fraction)).astype(flat.dtype) + 0.5) * 2.0**-fraction

@@ -189,7 +189,7 @@ def transition(
     log_ratio = steps * (tilts[1:] - tilts[:-1])
     swaps = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
     turn = places.level[:-1] % 2 == state.steps % 2
-    swapped = turn & (jax.random.uniform(core.fold(key, 1), swaps.shape, swaps.dtype) < swaps)
+    swapped = turn & (core.random.uniform(core.fold(key, 1), swaps.shape, swaps.dtype) < swaps)
     by_one = swapped.astype(jnp.int32)
     source = places.level + jnp.pad(by_one, (0, 1)) - jnp.pad(by_one, (1, 0))
 

@@ -69,7 +69,7 @@ def random_walk_metropolis(
 def walk(key: core.Key, position: Any, step_size: jax.Array, metric: Metric) -> Any:
     """The proposal of a random walk: a pytree like the position, which is one of floating arrays."""
     vector, unravel = hamiltonian.to_vector(position)
-    noise = jax.random.normal(key, vector.shape, vector.dtype)
+    noise = core.random.normal(key, vector.shape, vector.dtype)
     return unravel(vector + step_size.astype(vector.dtype) * metric.astype(vector.dtype).velocity(noise))
 
 

@@ -113,8 +113,8 @@ def riemannian_hmc(
     def step(key: core.Key, state: State) -> tuple[State, RiemannianHMCInfo]:
         manifold = manifold_of(state)
         flat, size = manifold.flat, step_size.astype(manifold.flat.dtype)
-        momentum_key, uniform_key = jax.random.split(core.as_key(key, name))
-        normal = jax.random.normal(momentum_key, (flat.size,), flat.dtype)
+        momentum_key, uniform_key = core.random.split(core.as_key(key, name))
+        normal = core.random.normal(momentum_key, (flat.size,), flat.dtype)
         first = _start(manifold, state, normal)
 
         def unfinished(carry: tuple[jax.Array, Leaf, jax.Array]) -> jax.Array:
@@ -128,7 +128,7 @@ def riemannian_hmc(
 
         taken, last, converged = lax.while_loop(unfinished, integrate, (jnp.int32(0), first, jnp.bool_(True)))
         weight, rate, diverging = hamiltonian.compare(first.energy, last.energy)
-        accepted = jax.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
+        accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
         point = chosen.point
         info = RiemannianHMCInfo(

@@ -97,7 +97,7 @@ def coordinate_slice(
         each = hamiltonian.spread_like(name, "widths", widths, state.position)
         coordinates = jnp.arange(each.size)
         if random_order:
-            coordinates = jax.random.permutation(core.fold(key, 1), coordinates)
+            coordinates = core.random.permutation(core.fold(key, 1), coordinates)
 
         def direction(line: jax.Array) -> jax.Array:
             here = jnp.arange(each.size) == coordinates[line]
@@ -153,7 +153,7 @@ def hit_and_run_slice(
     def step(key: core.Key, state: MetropolisState) -> tuple[MetropolisState, SliceInfo]:
         key = core.as_key(key, name)
         vector, _ = hamiltonian.to_vector(state.position)
-        normal = jax.random.normal(core.fold(key, 1), vector.shape, vector.dtype)
+        normal = core.random.normal(core.fold(key, 1), vector.shape, vector.dtype)
         on_sphere = normal / core.norm(normal)
         ray = width.astype(vector.dtype) * metric.astype(vector.dtype).velocity(on_sphere)
         return _sweep(core.fold(key, 0), name, log_density, state, lambda line: ray, 1, max_steps)
@@ -184,8 +184,8 @@ def _sweep(
     vector, unravel = hamiltonian.to_vector(state.position)
     dtype, precise = vector.dtype, state.log_density.dtype
     # Of each line: how far the height is below the density, where the interval lies, and how it may step out.
-    drops = jax.random.exponential(core.fold(key, 0), (lines,), precise)
-    offsets, shares = jax.random.uniform(core.fold(key, 1), (2, lines), dtype)
+    drops = core.random.exponential(core.fold(key, 0), (lines,), precise)
+    offsets, shares = core.random.uniform(core.fold(key, 1), (2, lines), dtype)
     point_key = core.fold(key, 2)
 
     def begin(line: jax.Array, position: jax.Array, value: jax.Array, evaluations: jax.Array) -> _Lines:
@@ -210,7 +210,7 @@ def _sweep(
         to_left = lap.steps_left > 0
         to_right = ~to_left & (lap.steps_right > 0)
         draws = ~to_left & ~to_right
-        uniform = jax.random.uniform(core.fold(point_key, lap.evaluations), (), dtype)
+        uniform = core.random.uniform(core.fold(point_key, lap.evaluations), (), dtype)
         drawn = lap.left + uniform * (lap.right - lap.left)
         point = jnp.where(to_left, lap.left, jnp.where(to_right, lap.right, drawn))
         position = lap.position + point * direction(lap.line)

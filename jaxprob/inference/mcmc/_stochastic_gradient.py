@@ -153,8 +153,8 @@ def sgld(
 
     def step(key: core.Key, state: SGLDState) -> tuple[SGLDState, StochasticGradientInfo]:
         here = place(settings, state)
-        gradient_key, noise_key = jax.random.split(core.as_key(key, "sgld"))
-        noise = jax.random.normal(noise_key, here.vector.shape, here.vector.dtype)
+        gradient_key, noise_key = core.random.split(core.as_key(key, "sgld"))
+        noise = core.random.normal(noise_key, here.vector.shape, here.vector.dtype)
         drift = 0.5 * here.step_size * here.metric.force(state.gradient)
         diffusion = jnp.sqrt(here.step_size * here.temperature) * noise
         moved = here.vector + here.metric.velocity(drift + diffusion)
@@ -216,11 +216,11 @@ def psgld(
     def step(key: core.Key, state: PSGLDState) -> tuple[PSGLDState, StochasticGradientInfo]:
         here = place(settings, state)
         dtype = here.vector.dtype
-        gradient_key, noise_key = jax.random.split(core.as_key(key, "psgld"))
+        gradient_key, noise_key = core.random.split(core.as_key(key, "psgld"))
         kept, transitions = rate.astype(dtype), state.transitions + 1
         squares = kept * state.mean_square + (1 - kept) * state.gradient**2
         scale = 1 / (floor.astype(dtype) + jnp.sqrt(squares / (1 - kept ** transitions.astype(dtype))))
-        noise = jax.random.normal(noise_key, here.vector.shape, dtype)
+        noise = core.random.normal(noise_key, here.vector.shape, dtype)
         moved = here.vector + 0.5 * here.step_size * scale * state.gradient
         moved = moved + jnp.sqrt(here.step_size * here.temperature * scale) * noise
         found = here.gradient(gradient_key, moved)

@@ -136,14 +136,14 @@ def sghmc(
     def step(key: core.Key, state: SGHMCState) -> tuple[SGHMCState, StochasticMomentumInfo]:
         here = stochastic.place(settings, state)
         dtype, size = here.vector.dtype, here.step_size
-        gradient_key, noise_key = jax.random.split(core.as_key(key, "sghmc"))
+        gradient_key, noise_key = core.random.split(core.as_key(key, "sghmc"))
         halfway, slope, momentum = _to_the_middle(here, gradient_key, state.momentum)
         time = rate.astype(dtype) * size
         kept = jnp.exp(-time)
         # Both halves of a kick have the same noise, and friction acts on the first.
         brought = (0.5 * size * (1 + kept)) ** 2 * variance.astype(dtype)
         added = jnp.maximum(-jnp.expm1(-2 * time) * here.temperature - brought, 0)
-        momentum = kept * momentum + jnp.sqrt(added) * jax.random.normal(noise_key, momentum.shape, dtype)
+        momentum = kept * momentum + jnp.sqrt(added) * core.random.normal(noise_key, momentum.shape, dtype)
         momentum = momentum + 0.5 * size * slope
         new = _drift(here, halfway, momentum)
         (new, momentum), diverging = stochastic.keep_finite([new, momentum], [here.vector, -state.momentum])
@@ -201,12 +201,12 @@ def sgnht(
     def step(key: core.Key, state: SGNHTState) -> tuple[SGNHTState, StochasticMomentumInfo]:
         here = stochastic.place(settings, state)
         dtype, size, heat = here.vector.dtype, here.step_size, here.temperature
-        gradient_key, noise_key = jax.random.split(core.as_key(key, "sgnht"))
+        gradient_key, noise_key = core.random.split(core.as_key(key, "sgnht"))
         halfway, slope, momentum = _to_the_middle(here, gradient_key, state.momentum)
         thermostat = state.thermostat + 0.5 * size * (_mean_square(momentum) - heat)
         time = thermostat * size
         added = 2 * strength.astype(dtype) * heat * size * core.expm1_over_x(-2 * time)
-        noise = jax.random.normal(noise_key, momentum.shape, dtype)
+        noise = core.random.normal(noise_key, momentum.shape, dtype)
         momentum = jnp.exp(-time) * momentum + jnp.sqrt(added) * noise
         thermostat = thermostat + 0.5 * size * (_mean_square(momentum) - heat)
         momentum = momentum + 0.5 * size * slope
@@ -225,7 +225,7 @@ def _start(settings: Settings, position: Any, key: core.Key) -> tuple[Any, jax.A
     position = stochastic.initial_position(settings, position)
     vector = core.ravel(position)[0]
     key = core.as_key(key, settings.name)
-    return position, jax.random.normal(key, vector.shape, core.accumulator_dtype(vector.dtype))
+    return position, core.random.normal(key, vector.shape, core.accumulator_dtype(vector.dtype))
 
 
 def _drift(here: Place, vector: jax.Array, momentum: jax.Array) -> jax.Array:

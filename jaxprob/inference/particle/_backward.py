@@ -85,7 +85,7 @@ def one_of(key: core.Key, log_weights: jax.Array, shape: tuple[int, ...] = ()) -
     weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0))
     weights = jnp.where(jnp.isnan(weights), 0, weights)
     ends = jnp.cumsum(weights)
-    index = jnp.searchsorted(ends, jax.random.uniform(key, shape, dtype) * ends[-1], side="right").astype(jnp.int32)
+    index = jnp.searchsorted(ends, core.random.uniform(key, shape, dtype) * ends[-1], side="right").astype(jnp.int32)
     # A uniform number close to one may round to the total.
     last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0], dtype=jnp.int32), 0))
     return jnp.minimum(index, last)
@@ -118,10 +118,10 @@ def rejection(log_bound: Callable[..., Any], tries: int) -> Back:
 
         def attempt(carry: Any) -> Any:
             count, index, done, proposed, exceeded = carry
-            for_index, for_uniform = jax.random.split(core.fold(for_tries, count))
+            for_index, for_uniform = core.random.split(core.fold(for_tries, count))
             new = one_of(for_index, link.log_weights, (number,))
             ratio = log_kernels(model, link, new, targets) - bounds
-            keeps = ~done & (jnp.log(jax.random.uniform(for_uniform, (number,), dtype)) < ratio)
+            keeps = ~done & (jnp.log(core.random.uniform(for_uniform, (number,), dtype)) < ratio)
             # A few roundings above a bound that is attained are no mistake.
             exceeded = exceeded | jnp.any(ratio > 64 * jnp.finfo(dtype).eps * (1 + jnp.abs(bounds)))
             return (
@@ -159,10 +159,10 @@ def markov(steps: int) -> Back:
 
         def move(carry: Any, step: jax.Array) -> Any:
             index, value, accepted = carry
-            for_index, for_uniform = jax.random.split(core.fold(key, step))
+            for_index, for_uniform = core.random.split(core.fold(key, step))
             new = one_of(for_index, link.log_weights, (number,))
             new_value = log_kernels(model, link, new, targets)
-            goes = jnp.log(jax.random.uniform(for_uniform, (number,), dtype)) < new_value - value
+            goes = jnp.log(core.random.uniform(for_uniform, (number,), dtype)) < new_value - value
             index, value = jnp.where(goes, new, index), jnp.where(goes, new_value, value)
             return index, value, accepted + jnp.sum(goes, dtype=jnp.int32)
 

@@ -271,7 +271,7 @@ def _run(
     key: core.Key, field: MarkovField, base: _Base, y: Any, iterations: int, redraws: int, scheme: smc.Scheme
 ) -> Beliefs:
     wiring = wiring_of(field.nodes, field.edges)
-    for_base, for_redraws = jax.random.split(key)
+    for_base, for_redraws = core.random.split(key)
     particles = _from_base(for_base, field, base, _each_node(for_base, base.log_weights, scheme, 1))
     dtype = core.accumulator_dtype(core.result_dtype(particles))
     base = base._replace(log_weights=_normalized(base.log_weights.astype(dtype)))

@@ -116,7 +116,7 @@ def _with_ancestor_sampling(model: FeynmanKac, time: jax.Array, datum: Any) -> s
     """
 
     def resample(key: core.Key, population: Population) -> Resampled:
-        for_others, for_reference = jax.random.split(key)
+        for_others, for_reference = core.random.split(key)
         previous, ahead = population.particles
         log_weights, number = population.log_weights, population.num_particles
         ancestors = smc.multinomial(for_others, log_weights, number)

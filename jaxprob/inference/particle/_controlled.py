@@ -238,7 +238,7 @@ def _ahead(laws: Laws, x: jax.Array, time: Any, after: Twisting) -> jax.Array:
 def _draw_first(laws: Laws, key: core.Key, datum: Any) -> Steered:
     _, twisting, after = datum
     mean, root, _ = _tilted(laws.initial, twisting)
-    x = mean + core.matvec(root, jax.random.normal(key, mean.shape, mean.dtype))
+    x = mean + core.matvec(root, core.random.normal(key, mean.shape, mean.dtype))
     return Steered(x, _ahead(laws, x, 0, after))
 
 
@@ -251,7 +251,7 @@ def _weigh_first(laws: Laws, particle: Steered, datum: Any) -> jax.Array:
 
 def _draw_next(laws: Laws, key: core.Key, previous: Steered, time: Any, datum: Any) -> Steered:
     _, twisting, after = datum
-    noise = jax.random.normal(key, previous.state.shape, previous.state.dtype)
+    noise = core.random.normal(key, previous.state.shape, previous.state.dtype)
 
     def one(old: jax.Array, noise: jax.Array) -> Steered:
         mean, root, _ = _tilted(laws.next_state(_as_state(laws, old), time - 1), twisting)

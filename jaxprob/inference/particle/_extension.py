@@ -145,7 +145,7 @@ def extend(
     elif program.proposal is not None:
         proposed = _logits(program.proposal(state, log_probabilities), "the value of the proposal")
     # "high": plain Gumbel noise in float32 never exceeds 16, which drops tokens rarer than 1e-7.
-    token = jax.random.categorical(key, log_probabilities if proposed is None else proposed, mode="high")
+    token = core.random.categorical(key, log_probabilities if proposed is None else proposed, mode="high")
     token = token if pin is None else jnp.where(pinned, pin.astype(token.dtype), token)
     log_probability, log_ratio = _of(log_probabilities, token), None
     if proposed is not None:

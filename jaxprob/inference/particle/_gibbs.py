@@ -122,14 +122,14 @@ def gibbs(
     def init(position: Any, key: core.Key) -> GibbsState:
         if position is not None:
             return GibbsState(jax.tree.map(jnp.asarray, position))
-        for_filter, for_choice = jax.random.split(core.as_key(key, name))
+        for_filter, for_choice = core.random.split(core.as_key(key, name))
         keep = lambda population: (population.particles, population.log_weights)  # noqa: E731
         found = smc.run(for_filter, model, data, particles, keep=keep)
         states, log_weights = found.kept
         return GibbsState(choose(for_choice, states, log_weights, jnp.asarray(found.info.ancestors))[0])
 
     def step(key: core.Key, state: GibbsState) -> tuple[GibbsState, GibbsInfo]:
-        for_filter, for_choice = jax.random.split(core.as_key(key, name))
+        for_filter, for_choice = core.random.split(core.as_key(key, name))
         found = conditional_run(for_filter, model, data, state.position, particles, rule)
         position, index = choose(for_choice, found.particles, found.log_weights, found.ancestors)
         ess = found.effective_sample_size

@@ -146,7 +146,7 @@ def marginal_metropolis(
         key = core.as_key(key, name)
         moved = walk(core.fold(key, 0), state.position, step_size, metric)
         new = core.chain_keys(core.fold(key, 1), jnp.arange(steps))
-        anew = jax.random.uniform(core.fold(key, 2), (steps, 1)) < refresh.astype("float32")
+        anew = core.random.uniform(core.fold(key, 2), (steps, 1)) < refresh.astype("float32")
         randomness = jnp.where(anew, jax.random.key_data(new), state.randomness)
         proposed, failed_at = state_at(moved, randomness, key)
         state, info = metropolis.accept(core.fold(key, 3), state, proposed)

@@ -339,7 +339,7 @@ def _log_seen(observed: Any, state: Any, time: Any, datum: Datum) -> jax.Array:
 
 
 def _example(model: StateSpaceModel, time: Any) -> jax.Array:
-    for_state, for_value = jax.random.split(jax.random.key(0))
+    for_state, for_value = core.random.split(jax.random.key(0))
     return model.observed(model.initial.sample(for_state), time).sample(for_value)
 
 

@@ -70,7 +70,7 @@ def additive_step(
     resampler: smc.Resampler | None = None,
 ) -> AdditiveState:
     """One time more; arguments are those of `additive`, and memory is that of one time."""
-    for_filter, for_links = jax.random.split(core.as_key(key, "particle.additive_step"))
+    for_filter, for_links = core.random.split(core.as_key(key, "particle.additive_step"))
     before = state.filter.population
     after, info = smc.step(for_filter, model, state.filter, datum, resampler)
     targets, number = after.population.particles, before.num_particles

@@ -87,7 +87,7 @@ def sequence_gibbs(
 
     def draw(key: core.Key, model: FeynmanKac, data: Any, rule: Any = None) -> tuple[Sequence, jax.Array, jax.Array]:
         """A sequence chosen by weight, the particles along it (time,), and effective sample sizes (time,)."""
-        for_run, for_choice = jax.random.split(core.as_key(key, name))
+        for_run, for_choice = core.random.split(core.as_key(key, name))
         found = smc.run(for_run, model, data, particles, resampler=rule, keep=generation.what_was_drawn)
         population, info = found.state.population, found.info
         line = trace(jnp.asarray(info.ancestors), one_of(for_choice, population.log_weights, (1,)))

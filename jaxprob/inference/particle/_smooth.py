@@ -120,7 +120,7 @@ def smooth(
         raise core.bad_value(name, "log_bound", None, "a bound of the log kernel, which rejection goes by")
     model, data = as_feynman_kac(name, model, ys, kernel=method not in ("genealogy", "fixed_lag"))
     model, resampler = over_devices(model, resampler, as_mesh(name, devices, particles))
-    for_filter, for_paths = jax.random.split(core.as_key(key, name))
+    for_filter, for_paths = core.random.split(core.as_key(key, name))
     found = smc.run(for_filter, model, data, particles, resampler=resampler, keep=_parts)
     ancestors = found.info.ancestors
     if ancestors is None and method in ("mcmc", "genealogy", "fixed_lag"):
@@ -160,7 +160,7 @@ def paths(
 ) -> tuple[jax.Array, BackwardInfo]:
     """Indices (time, draw) of independent paths back, and what happened between times."""
     states, log_weights = kept
-    for_last, for_steps = jax.random.split(key)
+    for_last, for_steps = core.random.split(key)
     last = backward.one_of(for_last, log_weights[-1], (draws,))
     later = take(states, slice(1, None))
 
@@ -181,12 +181,12 @@ def _linked(
     """Paths (time, draw) and weights (time, particle) along a few predecessors of every particle, or its ancestor."""
     states, log_weights = found.kept
     number = log_weights.shape[1]
-    for_last, for_steps = jax.random.split(key)
+    for_last, for_steps = core.random.split(key)
     last = backward.one_of(for_last, log_weights[-1], (draws,)), shares(log_weights[-1], 1)
 
     def back(carry: Any, x: Any) -> Any:
         (index, weights), (link, targets, parents) = carry, x
-        for_links, for_choice = jax.random.split(core.fold(for_steps, link.time))
+        for_links, for_choice = core.random.split(core.fold(for_steps, link.time))
         if links is None:
             before, chosen = jnp.expand_dims(parents, 1), jnp.zeros((draws,), jnp.int32)
         else:
@@ -194,7 +194,7 @@ def _linked(
             before = jax.vmap(lambda key, target: predecessors(key, model, link, target, links))(
                 core.chain_keys(for_links, jnp.arange(number)), targets
             )
-            chosen = jax.random.randint(for_choice, (draws,), 0, links, jnp.int32)
+            chosen = core.random.randint(for_choice, (draws,), 0, links, jnp.int32)
         index = before[index, chosen]
         given = jnp.broadcast_to(jnp.expand_dims(weights / before.shape[1], 1), before.shape)
         weights = jnp.zeros_like(weights).at[before].add(given)

@@ -49,47 +49,47 @@ def _multinomial(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.A
 def _systematic(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
     share = resampling.expected_offspring(log_weights, num_draws)
     # A point on the share of particle 0, which begins at zero, says what all points have in common.
-    cell, fraction = _point(jax.random.uniform(core.as_key(key, "systematic"), (), share.dtype), share[0], num_draws)
+    cell, fraction = _point(core.random.uniform(core.as_key(key, "systematic"), (), share.dtype), share[0], num_draws)
     return _first(resampling.in_order(share, fraction, num_draws), cell)
 
 
 def _stratified(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
-    for_turn, for_point, for_others = jax.random.split(core.as_key(key, "stratified"), 3)
+    for_turn, for_point, for_others = core.random.split(core.as_key(key, "stratified"), 3)
     share = resampling.expected_offspring(log_weights, num_draws)
     number = share.shape[0]
     # Strata begin at the first particle: which one that is says something about the draws, unlike for systematic
     # resampling, so that the reference must not always be it. All are turned round by a number drawn at random.
-    turn = jax.random.randint(for_turn, (), 0, number)
+    turn = core.random.randint(for_turn, (), 0, number)
     turned = jnp.roll(share, turn)
     earlier = resampling.split(jnp.where(jnp.arange(number) < turn, turned, 0))
     zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
     start, _ = scan.scan(lambda sum_, term: (resampling.add(sum_, term), None), zero, earlier)
-    uniform = jax.random.uniform(for_point, (), share.dtype)
+    uniform = core.random.uniform(for_point, (), share.dtype)
     cell, fraction = resampling.add(start, resampling.split(uniform * share[0]))
     cell = jnp.minimum(cell, num_draws - 1)
-    fractions = jax.random.bits(for_others, (num_draws,), jnp.uint32).at[cell].set(fraction)
+    fractions = core.random.bits(for_others, (num_draws,), jnp.uint32).at[cell].set(fraction)
     return _first((resampling.in_order(turned, fractions, num_draws) - turn) % number, cell)
 
 
 def _residual(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
-    for_kind, for_others = jax.random.split(core.as_key(key, "residual"))
+    for_kind, for_others = core.random.split(core.as_key(key, "residual"))
     share = resampling.expected_offspring(log_weights, num_draws)
     certain, rest, number = resampling.residual_parts(share, num_draws)
     drawn = resampling.independent(for_others, rest, num_draws)
     ancestors = jnp.where(jnp.arange(num_draws) < number, certain, drawn)
     # Either one of its certain copies, of which the first stands first of all, or the first of the independent draws.
-    sure = jax.random.uniform(for_kind, (), share.dtype) * share[0] < jnp.floor(share[0])
+    sure = core.random.uniform(for_kind, (), share.dtype) * share[0] < jnp.floor(share[0])
     return _first(ancestors, jnp.where(sure | (number == num_draws), 0, jnp.minimum(number, num_draws - 1)))
 
 
 def _killing(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
-    for_place, for_others = jax.random.split(core.as_key(key, "killing"))
+    for_place, for_others = core.random.split(core.as_key(key, "killing"))
     ancestors = resampling.killing(for_others, log_weights, num_draws)
     share = resampling.expected_offspring(log_weights, num_draws)
     stays = share / jnp.max(share)
     weight = share[0] / num_draws
     chance = jnp.where(jnp.arange(num_draws) == 0, stays + (1 - stays) * weight, (1 - stays) * weight)
-    return _first(ancestors, jax.random.categorical(for_place, core.safe_log(chance)))
+    return _first(ancestors, core.random.categorical(for_place, core.safe_log(chance)))
 
 
 def _point(uniform: jax.Array, share: jax.Array, num_draws: int) -> tuple[jax.Array, jax.Array]:

@@ -145,7 +145,7 @@ def step(
     Raises:
       ValueError: if a potential is not one number.
     """
-    for_resampling, for_moves = jax.random.split(core.as_key(key, "step"))
+    for_resampling, for_moves = core.random.split(core.as_key(key, "step"))
     time = state.time + 1
     before = normalized(state.population, axis_name)
     number, dtype = before.num_particles, before.log_weights.dtype

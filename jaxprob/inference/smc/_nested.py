@@ -212,7 +212,7 @@ def nested(
         more = steps * batch_of(number)
         found = jax.tree.map(jnp.asarray, (live, values_of(live)))
         everyone, values = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((more, *x.shape[1:]), x.dtype)]), found)
-        ties = jax.random.exponential(core.fold(key, 1), (number,), found[1].dtype)
+        ties = core.random.exponential(core.fold(key, 1), (number,), found[1].dtype)
         return settle(everyone, values, ties, settings.first_step_size(core.size(live) // number), jnp.int32(0))
 
     def step(key: core.Key, state: NestedState) -> tuple[NestedState, NestedInfo]:
@@ -231,11 +231,11 @@ def nested(
         equal = jnp.full((surviving.size,), 1 / surviving.size, level.dtype)
         metric = moves_of.metric_of(survivors, equal) if settings.tunes_metric else None
         # Each of those that survive is copied as often as any other, or once more.
-        copied = jax.random.permutation(core.fold(key, 0), surviving.size)[jnp.arange(size) % surviving.size]
+        copied = core.random.permutation(core.fold(key, 0), surviving.size)[jnp.arange(size) % surviving.size]
         copies = jax.tree.map(lambda leaf: leaf[copied], survivors)
         moved = moves_of.go(settings, core.fold(key, 1), density, copies, state.step_size, metric)
         values = values_of(moved.particles)
-        longer = jax.random.exponential(core.fold(key, 2), (size,), tie.dtype)
+        longer = core.random.exponential(core.fold(key, 2), (size,), tie.dtype)
         graves = number + size * state.steps + jnp.arange(size, dtype=jnp.int32)
 
         def bury(old: jax.Array, new: jax.Array) -> jax.Array:

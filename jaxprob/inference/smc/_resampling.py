@@ -45,7 +45,7 @@ def systematic(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Arr
     [0, 0, 2, 3]
     """
     key = core.as_key(key, "systematic")
-    return in_order(expected_offspring(log_weights, num_draws), jax.random.bits(key, (), jnp.uint32), num_draws)
+    return in_order(expected_offspring(log_weights, num_draws), core.random.bits(key, (), jnp.uint32), num_draws)
 
 
 def stratified(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
@@ -57,7 +57,7 @@ def stratified(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Arr
     [0, 0, 2, 3]
     """
     key = core.as_key(key, "stratified")
-    fractions = jax.random.bits(key, (num_draws,), jnp.uint32)
+    fractions = core.random.bits(key, (num_draws,), jnp.uint32)
     return in_order(expected_offspring(log_weights, num_draws), fractions, num_draws)
 
 
@@ -124,9 +124,9 @@ def killing(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
     if num_draws != log_weights.shape[0]:
         todo = "Use smc.systematic for another number"
         raise core.bad_value("killing", "num_draws", num_draws, f"{log_weights.shape[0]}, one a particle", todo)
-    for_life, for_place = jax.random.split(core.as_key(key, "killing"))
+    for_life, for_place = core.random.split(core.as_key(key, "killing"))
     expected = expected_offspring(log_weights, num_draws)
-    stays = jax.random.uniform(for_life, expected.shape, expected.dtype) < expected / jnp.max(expected)
+    stays = core.random.uniform(for_life, expected.shape, expected.dtype) < expected / jnp.max(expected)
     return jnp.where(stays, jnp.arange(num_draws, dtype=jnp.int32), independent(for_place, expected, num_draws))
 
 
@@ -192,8 +192,8 @@ def independent(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
     wholes = split(jnp.where(jnp.sum(share) > 0, share * (num_draws / jnp.sum(share)), 1.0))
     zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
     _, (high, low) = scan.scan(lambda sum_, term: (add(sum_, term),) * 2, zero, wholes)
-    cells = jax.random.randint(core.fold(key, 0), (num_draws,), 0, num_draws, jnp.int32)
-    fractions = jax.random.bits(core.fold(key, 1), (num_draws,), jnp.uint32)
+    cells = core.random.randint(core.fold(key, 0), (num_draws,), 0, num_draws, jnp.int32)
+    fractions = core.random.bits(core.fold(key, 1), (num_draws,), jnp.uint32)
 
     def halve(bounds: tuple[jax.Array, jax.Array], _: Any) -> tuple[jax.Array, jax.Array]:
         first, last = bounds
@@ -218,7 +218,7 @@ def _ssp(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
     floor = jnp.floor(share)
     chance = share - floor
     index = jnp.arange(share.shape[0], dtype=jnp.int32)
-    uniforms = jax.random.uniform(key, share.shape, share.dtype)
+    uniforms = core.random.uniform(key, share.shape, share.dtype)
 
     def duel(champion: tuple[jax.Array, jax.Array], new: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
         holder, a = champion

@@ -87,7 +87,7 @@ class NormalBlock(Block):
 
     def start(self, key: core.Key) -> NormalStatistics:
         """Variance 1 around a standard normal draw, so that equal blocks differ."""
-        return NormalStatistics(jax.random.normal(key, self.shape), jnp.full(self.shape, -0.5))
+        return NormalStatistics(core.random.normal(key, self.shape), jnp.full(self.shape, -0.5))
 
     def log_normalizer(self, natural: NormalStatistics) -> jax.Array:
         """Summed over the array."""
@@ -121,7 +121,7 @@ class MultivariateNormalBlock(Block):
     def start(self, key: core.Key) -> MultivariateNormalStatistics:
         """The identity as covariance around a standard normal draw."""
         outer = jnp.broadcast_to(-0.5 * jnp.eye(self.shape[-1]), (*self.shape, self.shape[-1]))
-        return MultivariateNormalStatistics(jax.random.normal(key, self.shape), outer)
+        return MultivariateNormalStatistics(core.random.normal(key, self.shape), outer)
 
     def symmetric(self, natural: MultivariateNormalStatistics) -> MultivariateNormalStatistics:
         """With a symmetric matrix."""
@@ -256,7 +256,7 @@ class CategoricalBlock(Block):
 
     def start(self, key: core.Key) -> CategoricalStatistics:
         """Standard normal logits, so that categories differ."""
-        return CategoricalStatistics(jax.random.normal(key, self.shape))
+        return CategoricalStatistics(core.random.normal(key, self.shape))
 
     def log_normalizer(self, natural: CategoricalStatistics) -> jax.Array:
         """Summed over the array."""

@@ -51,7 +51,7 @@ def gumbel_softmax(key: core.Key, logits: Any, temperature: Any, *, hard: bool =
     """
     key, logits = core.as_key(key, "gumbel_softmax"), _logits("gumbel_softmax", logits)
     temperature = _temperature("gumbel_softmax", temperature).astype(logits.dtype)
-    soft = _relaxed(logits + jax.random.gumbel(key, logits.shape, logits.dtype, mode="high"), temperature)
+    soft = _relaxed(logits + core.random.gumbel(key, logits.shape, logits.dtype, mode="high"), temperature)
     if not hard:
         return soft
     return with_gradient_of(jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype), soft)

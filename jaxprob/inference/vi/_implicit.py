@@ -64,8 +64,8 @@ class MatrixNetwork:
         left, right = [], []
         for i in range(layers + 1):
             one, two = core.fold(key, i, 0), core.fold(key, i, 1)
-            left.append(jax.random.normal(one, (rows[i + 1], rows[i]), dtype or float) / math.sqrt(rows[i]))
-            right.append(jax.random.normal(two, (columns[i], columns[i + 1]), dtype or float) / math.sqrt(columns[i]))
+            left.append(core.random.normal(one, (rows[i + 1], rows[i]), dtype or float) / math.sqrt(rows[i]))
+            right.append(core.random.normal(two, (columns[i], columns[i + 1]), dtype or float) / math.sqrt(columns[i]))
         bias = tuple(jnp.zeros((a.shape[0], b.shape[1]), a.dtype) for a, b in zip(left, right, strict=True))
         return cls(tuple(left), tuple(right), bias, size)
 
@@ -106,8 +106,8 @@ class ImplicitGuide:
     def noise(self, key: core.Key, number: int) -> tuple[jax.Array, jax.Array]:
         """Draws of z (number, latent) and e (number, size)."""
         key, dtype = core.as_key(key, "sample"), self.layout.dtype
-        z = jax.random.normal(core.fold(key, 0), (number, self.latent), dtype)
-        return z, jax.random.normal(core.fold(key, 1), (number, self.layout.size), dtype)
+        z = core.random.normal(core.fold(key, 0), (number, self.latent), dtype)
+        return z, core.random.normal(core.fold(key, 1), (number, self.layout.size), dtype)
 
     def points(self, z: jax.Array, noise: jax.Array) -> jax.Array:
         """The vectors (number, size) that noise makes."""

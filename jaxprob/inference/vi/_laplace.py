@@ -56,7 +56,7 @@ class Laplace:
         """One draw, a position: where a chain of the log density starts (of a posterior: `initial="laplace"`)."""
         mean, unravel = to_vector(self.mean)
         factor = self.inverse_mass_matrix
-        return unravel(mean + factor.velocity(jax.random.normal(core.as_key(key, "sample"), mean.shape, mean.dtype)))
+        return unravel(mean + factor.velocity(core.random.normal(core.as_key(key, "sample"), mean.shape, mean.dtype)))
 
     def log_prob(self, position: Any) -> jax.Array:
         """Log density of the Gaussian at a position, ()."""

@@ -140,7 +140,7 @@ def _step(
     layout = Layout.of(state.position)
     mean = layout.ravel(state.position)
     rho = rho.astype(layout.dtype)
-    half = jax.random.normal(core.as_key(key, "natural_gradient"), (draws // 2, layout.size), layout.dtype)
+    half = core.random.normal(core.as_key(key, "natural_gradient"), (draws // 2, layout.size), layout.dtype)
     noise = jnp.concatenate([half, -half])
     factor = _covariance_factor(state.precision) if full else 1 / jnp.sqrt(state.precision)
     away = core.matmul(noise, factor.T) if full else noise * jnp.expand_dims(factor, 0)

@@ -73,7 +73,7 @@ class NetworkLaplace:
         """One draw of the parameters."""
         subset = _Subset(self.params, self.chosen)
         key = core.as_key(key, "sample")
-        noise = [jax.random.normal(core.fold(key, i), leaf.shape, leaf.dtype) for i, leaf in enumerate(subset.leaves)]
+        noise = [core.random.normal(core.fold(key, i), leaf.shape, leaf.dtype) for i, leaf in enumerate(subset.leaves)]
         moved = self._root(noise)
         return subset.put([leaf + step for leaf, step in zip(subset.leaves, moved, strict=True)])
 

@@ -58,7 +58,7 @@ class Pathfinder:
     def sample(self, key: core.Key) -> Any:
         """One draw of the best path's Gaussian, a position."""
         mean, unravel = to_vector(self.mean)
-        noise = jax.random.normal(core.as_key(key, "sample"), mean.shape, mean.dtype)
+        noise = core.random.normal(core.as_key(key, "sample"), mean.shape, mean.dtype)
         return unravel(mean + self.inverse_mass_matrix.velocity(noise))
 
     def log_prob(self, position: Any) -> jax.Array:
@@ -71,7 +71,7 @@ class Pathfinder:
     def initial(self, key: core.Key) -> Any:
         """One of `draws`: where a chain of the log density starts (one of a posterior: `initial="pathfinder"`)."""
         number = jax.tree.leaves(self.draws)[0].shape[0]
-        index = jax.random.randint(core.as_key(key, "initial"), (), 0, number)
+        index = core.random.randint(core.as_key(key, "initial"), (), 0, number)
         return jax.tree.map(lambda leaf: leaf[index], self.draws)
 
 
@@ -177,7 +177,7 @@ def _find_start(
         if draw is not None:
             return core.ravel(draw(own))[0].astype(flat.dtype)
         centre = core.ravel(position)[0].astype(flat.dtype)
-        around = centre + jax.random.uniform(own, centre.shape, flat.dtype, -RADIUS, RADIUS)
+        around = centre + core.random.uniform(own, centre.shape, flat.dtype, -RADIUS, RADIUS)
         return jnp.where((path == 0) & (attempt == 0), centre, around)
 
     def again(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -228,7 +228,7 @@ def _log_densities(flat: Flat, positions: jax.Array) -> jax.Array:
 
 def _draw(key: core.Key, gaussian: _Gaussian, number: int) -> tuple[jax.Array, jax.Array]:
     """Draws (number, size) and their log densities (number,)."""
-    noise = jax.random.normal(key, (number, gaussian.mean.size), gaussian.mean.dtype)
+    noise = core.random.normal(key, (number, gaussian.mean.size), gaussian.mean.dtype)
     positions = jnp.expand_dims(gaussian.mean, 0) + jax.vmap(gaussian.metric.velocity)(noise)
     return positions, -0.5 * jnp.sum(noise**2, axis=1) - _log_volume(gaussian)
 

@@ -36,9 +36,9 @@ class Perturbed(NamedTuple):
 def perturb(key: core.Key, logits: jax.Array) -> Perturbed:
     """Draws categories (*shape) and noise."""
     size, dtype = logits.shape, logits.dtype
-    category = jax.random.categorical(core.fold(key, 0), logits, mode="high")
-    largest = jax.random.gumbel(core.fold(key, 1), size[:-1], dtype, mode="high")
-    log_waits = -jax.random.gumbel(core.fold(key, 2), size, dtype, mode="high")
+    category = core.random.categorical(core.fold(key, 0), logits, mode="high")
+    largest = core.random.gumbel(core.fold(key, 1), size[:-1], dtype, mode="high")
+    log_waits = -core.random.gumbel(core.fold(key, 2), size, dtype, mode="high")
     return Perturbed(jax.nn.one_hot(category, size[-1], dtype=dtype), largest, log_waits)
 
 

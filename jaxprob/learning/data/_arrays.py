@@ -58,7 +58,7 @@ class Arrays(Indexed):
         # Places behind the last example show an example again, masked.
         rows = places % self.size
         if self.shuffle:
-            rows = permuted(jax.random.fold_in(jax.random.key(self.seed), epoch), rows, self.size)
+            rows = permuted(core.random.fold_in(jax.random.key(self.seed), epoch), rows, self.size)
         batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), self.tree)
         return batch if self.remainder == "drop" else (batch, places < self.size)
 

@@ -31,7 +31,7 @@ class Generated(Indexed):
 
     def batch(self, step: Any) -> Any:
         """The batch of a step: `function(fold_in(key(seed), step))`."""
-        return self.function(jax.random.fold_in(jax.random.key(self.seed), step))
+        return self.function(core.random.fold_in(jax.random.key(self.seed), step))
 
 
 def generated(function: Callable[[core.Key], Any], *, seed: int = 0) -> Generated:

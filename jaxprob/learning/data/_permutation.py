@@ -36,7 +36,7 @@ def permuted(key: core.Key, indices: jax.Array, size: int) -> jax.Array:
     # that walking on from one of them is rare.
     rows = max(2, math.isqrt(size - 1) + 1)
     columns = max(2, -(-size // rows))
-    keys = jax.random.bits(key, (_ROUNDS, 2), jnp.uint32)
+    keys = core.random.bits(key, (_ROUNDS, 2), jnp.uint32)
 
     def shuffle(index: jax.Array) -> jax.Array:
         left, right = index // np.uint32(columns), index % np.uint32(columns)

@@ -92,7 +92,7 @@ class DiscreteBayesianFlow(NoisingProcess):
 
     def _observed(self, key: core.Key, tokens: jax.Array, accuracy: jax.Array, dtype: Any) -> jax.Array:
         """What observations of this accuracy in all add to the logits, (*sites, vocabulary)."""
-        noise = jax.random.normal(key, (*jnp.shape(tokens), self.vocabulary), dtype)
+        noise = core.random.normal(key, (*jnp.shape(tokens), self.vocabulary), dtype)
         centred = self.vocabulary * jax.nn.one_hot(tokens, self.vocabulary, dtype=dtype) - 1
         accuracy = accuracy.astype(dtype)
         # The gradient of a square root at zero is infinite, and at time 1 nothing is observed.
@@ -131,7 +131,7 @@ class DiscreteBayesianFlow(NoisingProcess):
         return self._accuracy(s) - self._accuracy(t)
 
     def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any) -> jax.Array:
-        tokens = jax.random.categorical(core.fold(key, 0), output)
+        tokens = core.random.categorical(core.fold(key, 0), output)
         return xt + self._observed(core.fold(key, 1), tokens, self._step(t, s), xt.dtype)
 
     def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any, key: core.Key | None = None) -> jax.Array:
@@ -160,7 +160,7 @@ class DiscreteBayesianFlow(NoisingProcess):
 
     def finish(self, key: core.Key, x: Any, denoiser: Denoiser, condition: Any) -> jax.Array:
         output = self.output(denoiser, x, jnp.zeros((), x.dtype), condition, x.shape[:-1])
-        return jax.random.categorical(key, output)
+        return core.random.categorical(key, output)
 
     def check_data(self, function: str, x0: Any) -> None:
         check_tokens(function, x0, self.vocabulary)
@@ -212,7 +212,7 @@ class DiscretizedBayesianFlow(NoisingProcess):
     def corrupt(self, key: core.Key, x0: Any, t: Any) -> jax.Array:
         check_time("corrupt", t)
         share = self._share(t)
-        noise = jax.random.normal(key, jnp.shape(x0), share.dtype)
+        noise = core.random.normal(key, jnp.shape(x0), share.dtype)
         return share * self.centres(x0, share.dtype) + core.safe_sqrt(share * (1 - share)) * noise
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
@@ -258,8 +258,8 @@ class DiscretizedBayesianFlow(NoisingProcess):
 
     def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any) -> jax.Array:
         accuracy, after = (value.astype(xt.dtype) for value in self._step(t, s))
-        bins = jax.random.categorical(core.fold(key, 0), self.log_probs(output, xt, t))
-        noise = jax.random.normal(core.fold(key, 1), xt.shape, xt.dtype)
+        bins = core.random.categorical(core.fold(key, 0), self.log_probs(output, xt, t))
+        noise = core.random.normal(core.fold(key, 1), xt.shape, xt.dtype)
         # Times the accuracy, so that a step of none divides by nothing.
         seen = accuracy * self.centres(bins, xt.dtype) + core.safe_sqrt(accuracy) * noise
         return xt + (seen - accuracy * xt) / after
@@ -268,7 +268,7 @@ class DiscretizedBayesianFlow(NoisingProcess):
         """An estimate from one observation and its mirror image, for there is no formula for a mixture."""
         key = _needed("step_divergence", key)
         scale = core.safe_sqrt(self._step(t, s)[0].astype(xt.dtype))
-        noise = jax.random.normal(key, xt.shape, xt.dtype)
+        noise = core.random.normal(key, xt.shape, xt.dtype)
         centres = self.centres(jnp.arange(self.bins), xt.dtype).reshape(*[1] * xt.ndim, -1)
         away = self.centres(x0, xt.dtype)[..., None] - centres
         log_probs = self.log_probs(output, xt, t)
@@ -287,7 +287,7 @@ class DiscretizedBayesianFlow(NoisingProcess):
 
     def finish(self, key: core.Key, x: Any, denoiser: Denoiser, condition: Any) -> jax.Array:
         output = self.output(denoiser, x, jnp.zeros((), x.dtype), condition, x.shape)
-        return jax.random.categorical(key, self.log_probs(output, x, 0.0))
+        return core.random.categorical(key, self.log_probs(output, x, 0.0))
 
     def check_data(self, function: str, x0: Any) -> None:
         check_tokens(function, x0, self.bins)

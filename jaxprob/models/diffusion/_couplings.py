@@ -267,7 +267,7 @@ def _order(
             cost = cost + condition_weight * _disagreement(jnp.asarray(leaf)).astype(cost.dtype)
     if not epsilon:
         return _assigned(cost)
-    return jax.random.categorical(key, _plan(cost, epsilon, iterations, _TOLERANCE).log_plan).astype(jnp.int32)
+    return core.random.categorical(key, _plan(cost, epsilon, iterations, _TOLERANCE).log_plan).astype(jnp.int32)
 
 
 def _squared_distances(xs: jax.Array, ys: jax.Array) -> jax.Array:

@@ -101,14 +101,14 @@ class StochasticInterpolant(NoisingProcess):
         if isinstance(x0, Endpoints):
             source = core.as_float(x0.source).astype(data.dtype)
         else:
-            source = jax.random.normal(core.fold(key, 1), data.shape, data.dtype)
-        latent = jax.random.normal(core.fold(key, 0), data.shape, data.dtype)
+            source = core.random.normal(core.fold(key, 1), data.shape, data.dtype)
+        latent = core.random.normal(core.fold(key, 0), data.shape, data.dtype)
         alpha, beta, gamma = self._as(data, self.coefficients(t))
         return Interpolated(alpha * data + beta * source + gamma * latent, source, latent)
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
         """Standard normal numbers; of another source, give samplers its draws as their start."""
-        return jax.random.normal(key, shape, jnp.result_type(float) if dtype is None else dtype)
+        return core.random.normal(key, shape, jnp.result_type(float) if dtype is None else dtype)
 
     # Learning.
 
@@ -167,7 +167,7 @@ class StochasticInterpolant(NoisingProcess):
         mean = xt - length * self.drift(output, xt, t, -self.diffusion)
         (gamma,) = self._as(xt, self.coefficients(t)[2:])
         scale = jnp.sqrt(2 * self.diffusion * gamma * length)
-        return mean + scale * jax.random.normal(key, xt.shape, xt.dtype)
+        return mean + scale * core.random.normal(key, xt.shape, xt.dtype)
 
 
 def _data(x0: Any) -> jax.Array:

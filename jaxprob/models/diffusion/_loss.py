@@ -101,7 +101,7 @@ def _loss(
     count = jax.tree.leaves(xs)[0].shape[0]
     key = core.as_key(key, name)
     if drop:
-        dropped = jax.random.bernoulli(core.fold(key, 0), drop, (count,))
+        dropped = core.random.bernoulli(core.fold(key, 0), drop, (count,))
         structure, leaves = none
         conditions = jax.tree.map(
             lambda given, no: jnp.where(
@@ -139,6 +139,6 @@ def _coupled(key: core.Key, made: Any, params: Any, conditions: Any, xs: Any, co
 
 def _times(key: core.Key, count: int, steps: int | None, dtype: Any) -> jax.Array:
     """Times (count,), one in each of as many equal parts of the unit interval, in no order."""
-    order = jax.random.permutation(core.fold(key, 0), count)
-    times = (order.astype(dtype) + jax.random.uniform(core.fold(key, 1), (count,), dtype)) / count
+    order = core.random.permutation(core.fold(key, 0), count)
+    times = (order.astype(dtype) + core.random.uniform(core.fold(key, 1), (count,), dtype)) / count
     return times if steps is None else (jnp.floor(times * steps) + 1).clip(1, steps) / steps

@@ -73,7 +73,7 @@ class RoutedProcess(TokenProcess):
         self.check_data("corrupt", x0)
         tokens = jnp.asarray(x0).astype(jnp.int32)
         noise = self.schedule.noise(t)
-        noisy = jax.random.uniform(core.fold(key, 0), tokens.shape, noise.dtype) < noise
+        noisy = core.random.uniform(core.fold(key, 0), tokens.shape, noise.dtype) < noise
         return self.assemble(self.renoised(core.fold(key, 1), tokens, noisy), noisy)
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> Any:
@@ -88,8 +88,8 @@ class RoutedProcess(TokenProcess):
     def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any) -> Any:
         noisy, tokens = self.noisy(xt), self.tokens(xt)
         cleared = self.cleared(t, s)
-        stays = noisy & (jax.random.uniform(core.fold(key, 0), noisy.shape, cleared.dtype) >= cleared)
-        drawn = jax.random.categorical(core.fold(key, 1), core.as_float(output), mode="high").astype(tokens.dtype)
+        stays = noisy & (core.random.uniform(core.fold(key, 0), noisy.shape, cleared.dtype) >= cleared)
+        drawn = core.random.categorical(core.fold(key, 1), core.as_float(output), mode="high").astype(tokens.dtype)
         tokens = jnp.where(noisy & ~stays, drawn, tokens)
         return self.assemble(self._stirred(core.fold(key, 2), tokens, stays, t, s), stays)
 

@@ -26,7 +26,7 @@ class Noise:
 
     def draw(self, key: core.Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """A draw of the noise."""
-        return self.shaped(jax.random.normal(key, shape, dtype))
+        return self.shaped(core.random.normal(key, shape, dtype))
 
 
 @core.pytree

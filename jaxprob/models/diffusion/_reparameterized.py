@@ -61,12 +61,12 @@ class Reparameterized(RoutedProcess):
     def renoised(self, key: core.Key, tokens: jax.Array, places: jax.Array) -> jax.Array:
         if self.noise == "mask":
             return jnp.where(places, jnp.asarray(self.vocabulary, tokens.dtype), tokens)
-        return jnp.where(places, jax.random.randint(key, tokens.shape, 0, self.vocabulary, tokens.dtype), tokens)
+        return jnp.where(places, core.random.randint(key, tokens.shape, 0, self.vocabulary, tokens.dtype), tokens)
 
     def _stirred(self, key: core.Key, tokens: jax.Array, noisy: jax.Array, t: Any, s: Any) -> jax.Array:
         # Noise of time s is that of time t unless it was drawn once more between them.
         kept = self.schedule(t) / self.schedule(s)
-        again = jax.random.uniform(core.fold(key, 0), tokens.shape, kept.dtype) >= kept
+        again = core.random.uniform(core.fold(key, 0), tokens.shape, kept.dtype) >= kept
         return self.renoised(core.fold(key, 1), tokens, noisy & again)
 
     def finish(self, key: core.Key, x: RoutedTokens, denoiser: Denoiser, condition: Any) -> jax.Array:

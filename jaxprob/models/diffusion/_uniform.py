@@ -61,7 +61,7 @@ class MixingProcess(TokenProcess):
 
     def reverse_step(self, key: core.Key, xt: Any, output: Any, t: Any, s: Any) -> jax.Array:
         xt = jnp.asarray(xt)
-        return jax.random.categorical(key, self.log_reverse(output, xt, t, s), mode="high").astype(xt.dtype)
+        return core.random.categorical(key, self.log_reverse(output, xt, t, s), mode="high").astype(xt.dtype)
 
     def step_divergence(self, output: Any, x0: Any, xt: Any, t: Any, s: Any, key: core.Key | None = None) -> jax.Array:
         check_time("step_divergence", s, "s")
@@ -101,11 +101,11 @@ class Uniform(MixingProcess):
         check_time("corrupt", t)
         self.check_data("corrupt", x0)
         tokens, noise = jnp.asarray(x0).astype(jnp.int32), self.schedule.noise(t)
-        noisy = jax.random.uniform(core.fold(key, 0), tokens.shape, noise.dtype) < noise
+        noisy = core.random.uniform(core.fold(key, 0), tokens.shape, noise.dtype) < noise
         return jnp.where(noisy, self.sample_prior(core.fold(key, 1), tokens.shape), tokens)
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
-        return jax.random.randint(key, shape, 0, self.vocabulary, jnp.int32 if dtype is None else dtype)
+        return core.random.randint(key, shape, 0, self.vocabulary, jnp.int32 if dtype is None else dtype)
 
     def log_forward(self, log_probs: jax.Array, s: Any) -> jax.Array:
         alpha, noise = (value.astype(log_probs.dtype) for value in (self.schedule(s), self.schedule.noise(s)))
@@ -267,14 +267,14 @@ class Discrete(MixingProcess):
         check_time("corrupt", t)
         self.check_data("corrupt", x0)
         rows = core.safe_log(self._product(t, self.products.dtype))[jnp.asarray(x0)]
-        return jax.random.categorical(key, rows, mode="high").astype(jnp.int32)
+        return core.random.categorical(key, rows, mode="high").astype(jnp.int32)
 
     def _log_prior_state(self) -> jax.Array:
         """Log probabilities of the states at time 1: where an even mixture of all tokens ends, (states,)."""
         return core.safe_log(jnp.mean(self.products[-1, : self.vocabulary], 0))
 
     def sample_prior(self, key: core.Key, shape: tuple[int, ...], dtype: Any = None) -> jax.Array:
-        drawn = jax.random.categorical(key, self._log_prior_state(), shape=shape, mode="high")
+        drawn = core.random.categorical(key, self._log_prior_state(), shape=shape, mode="high")
         return drawn.astype(jnp.int32 if dtype is None else dtype)
 
     def log_forward(self, log_probs: jax.Array, s: Any) -> jax.Array:

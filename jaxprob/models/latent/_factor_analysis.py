@@ -146,7 +146,7 @@ def linear(size: int, latent: int, noise: str = "shared") -> LatentVariableModel
 
 def _init(size: int, latent: int, shared: bool, key: core.Key) -> dict[str, jax.Array]:
     key = core.as_key(key, "latent.linear")
-    loadings = jax.random.normal(key, (size, latent), float) / jnp.sqrt(float(size))
+    loadings = core.random.normal(key, (size, latent), float) / jnp.sqrt(float(size))
     return {
         "loadings": loadings,
         "mean": jnp.zeros(size),

@@ -104,7 +104,7 @@ def dropout(rate: float) -> Callable[[core.Key, Any], jax.Array]:
 
 def _dropped(rate: float, key: core.Key, x: Any) -> jax.Array:
     x = core.as_float(x)
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    return jnp.where(core.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 def recommend(model: LatentVariableModel, params: Any, x: Any) -> jax.Array:

@@ -49,7 +49,7 @@ class VectorQuantized:
             "encoder": self.encoder.init(core.fold(key, 0), jnp.zeros(self.shape)),
             "decoder": self.decoder.init(core.fold(key, 1), jnp.zeros(self.latent)),
             # As small as what the encoder gives at first, so that no code is out of its reach.
-            "codebook": 0.1 * jax.random.normal(core.fold(key, 2), (self.codes, self.latent[1]), float),
+            "codebook": 0.1 * core.random.normal(core.fold(key, 2), (self.codes, self.latent[1]), float),
         }
 
     def encode(self, params: Any, x: Any) -> jax.Array:

@@ -32,7 +32,7 @@ class _ARNet(Core):
         bound = (self.order * self.width) ** -0.5  # that of a linear layer in PyTorch, with which it was published
 
         def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+            return core.random.uniform(key, shape, jnp.float32, -bound, bound)
 
         self.coefficients = self.param("coefficients", uniform, (self.order, self.width, self.width))
         self.bias = self.param("bias", lambda key: jnp.zeros(self.width))

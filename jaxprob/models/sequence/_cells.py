@@ -113,7 +113,7 @@ def orthogonal(gates: int) -> Initializer:
 
     def make(key: Any, shape: tuple[int, int], dtype: Any) -> jax.Array:
         one = nn.initializers.orthogonal()
-        parts = [one(part, (shape[0], shape[0]), dtype) for part in jax.random.split(key, gates)]
+        parts = [one(part, (shape[0], shape[0]), dtype) for part in core.random.split(key, gates)]
         return jnp.concatenate(parts, 1)
 
     return make
@@ -123,7 +123,7 @@ def biases(size: int, parts: tuple[float | Initializer, ...]) -> Initializer:
     """For each gate a number or an initialiser, one after another."""
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        keys = jax.random.split(key, len(parts))
+        keys = core.random.split(key, len(parts))
         made = [
             part(key, (size,), dtype) if callable(part) else jnp.full(size, part, dtype)
             for key, part in zip(keys, parts, strict=True)
@@ -140,7 +140,7 @@ def remembering(horizon: int, sign: float = 1.0) -> Initializer:
     """
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return sign * jnp.log(jax.random.uniform(key, shape, dtype, 1.0, max(horizon - 1.0, 1.0)))
+        return sign * jnp.log(core.random.uniform(key, shape, dtype, 1.0, max(horizon - 1.0, 1.0)))
 
     return make
 

@@ -59,7 +59,7 @@ def _log_rates(low: float, high: float) -> Any:
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         # Away from zero, whose logarithm would be a decay that no gradient moves.
-        square = jax.random.uniform(key, shape, dtype, max(low**2, 1e-12 * high**2), high**2)
+        square = core.random.uniform(key, shape, dtype, max(low**2, 1e-12 * high**2), high**2)
         return jnp.log(-0.5 * jnp.log(square))
 
     return make
@@ -69,7 +69,7 @@ def _log_phases(high: float) -> Any:
     """An initialiser: logarithms of uniform phases."""
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.log(jax.random.uniform(key, shape, dtype, 1e-6 * high, high))
+        return jnp.log(core.random.uniform(key, shape, dtype, 1e-6 * high, high))
 
     return make
 

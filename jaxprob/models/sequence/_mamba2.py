@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxprob.core import bad_value, check_whole, inverse_softplus, softplus
+from jaxprob.core import bad_value, check_whole, inverse_softplus, random, softplus
 from jaxprob.models.sequence._chunks import check_chunks
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
 from jaxprob.models.sequence._layers import Linear, Norm
@@ -30,11 +30,11 @@ def decay_parameters(module: nn.Module, heads: int) -> tuple[jax.Array, jax.Arra
     """The logarithm of each head's rate of decay, and what is added before the softplus of its step."""
 
     def log_rate(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jnp.log(jax.random.uniform(key, shape, dtype, *_RATES))
+        return jnp.log(random.uniform(key, shape, dtype, *_RATES))
 
     def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         low, high = (math.log(x) for x in _STEPS)
-        return inverse_softplus(jnp.exp(jax.random.uniform(key, shape, dtype, low, high)))
+        return inverse_softplus(jnp.exp(random.uniform(key, shape, dtype, low, high)))
 
     return (
         module.param("decay_log_rate", log_rate, (heads,), jnp.float32),

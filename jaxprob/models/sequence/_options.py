@@ -37,7 +37,7 @@ def log_uniform(low: float, high: float) -> Callable[..., jax.Array]:
     """An initialiser of logarithms of numbers between `low` and `high`, uniform in the logarithm."""
 
     def make(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, math.log(low), math.log(high))
+        return core.random.uniform(key, shape, dtype, math.log(low), math.log(high))
 
     return make
 

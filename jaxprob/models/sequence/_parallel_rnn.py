@@ -24,7 +24,7 @@ SOLVERS = ("auto", "newton", "sequential")
 
 
 def _signs(key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+    return core.random.uniform(key, shape, dtype, -1.0, 1.0)
 
 
 class _Diagonal(Projected):

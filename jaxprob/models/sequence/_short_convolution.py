@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxprob.core import random
 from jaxprob.models.sequence._time_axis import before_piece, cuts, devices_along_time, in_pieces, of_last
 
 
@@ -79,7 +80,7 @@ class ShortConvolution(nn.Module):
         bound = self.taps**-0.5
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+            return random.uniform(key, shape, dtype, -bound, bound)
 
         kernel = self.param("kernel", uniform, (self.taps, self.channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)

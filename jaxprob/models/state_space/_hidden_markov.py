@@ -187,10 +187,10 @@ class HiddenMarkov:
         def step(carry: Any, xs: Any) -> tuple[Any, Any]:
             state, history = carry
             index, inputs, matrix = xs
-            state_key, value_key = jax.random.split(core.fold(key, index))
+            state_key, value_key = core.random.split(core.fold(key, index))
             row = (log_transition if matrix is None else matrix)[state]
             weights = jnp.where(index == 0, log_initial, row)
-            state = jax.random.categorical(state_key, weights, mode="high").astype(jnp.int32)
+            state = core.random.categorical(state_key, weights, mode="high").astype(jnp.int32)
             law = self.emission if isinstance(self.emission, Distribution) else self.emission(inputs, history)
             value = law.sample(value_key)[labels[state]]
             if history is not None:

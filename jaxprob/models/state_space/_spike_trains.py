@@ -92,7 +92,7 @@ class OneHotWeights:
 
     def relaxed(self, key: core.Key) -> OneHotWeights:
         """With Gumbel noise in the logits of the pattern: a relaxed draw of it (Gumbel-softmax)."""
-        noise = jax.random.gumbel(key, self.logits.shape, self.logits.dtype, mode="high")
+        noise = core.random.gumbel(key, self.logits.shape, self.logits.dtype, mode="high")
         return OneHotWeights(self.logits + noise, self.prior_logits, self.strength, self.temperature, self.scale)
 
 

@@ -146,10 +146,10 @@ class StateSpaceModel:
         key = core.as_key(key, f"{NAME}.sample")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0 or not self.fits(steps):
             raise core.bad_value(f"{NAME}.sample", "steps", steps, "the number of times that the model spans")
-        first_key, key = jax.random.split(key)
+        first_key, key = core.random.split(key)
 
         def step(state: jax.Array, time: jax.Array) -> tuple[jax.Array, Any]:
-            state_key, value_key = jax.random.split(core.fold(key, time))
+            state_key, value_key = core.random.split(core.fold(key, time))
             after = self.next_state(state, time).sample(state_key).astype(state.dtype)
             return after, (state, self.observed(state, time).sample(value_key))
 

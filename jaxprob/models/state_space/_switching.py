@@ -125,15 +125,15 @@ class SwitchingLinearGaussian:
 
         def step(carry: tuple[jax.Array, jax.Array], time: jax.Array) -> tuple[Any, Any]:
             regime, state = carry
-            keys = jax.random.split(core.fold(key, time), 3)
+            keys = core.random.split(core.fold(key, time), 3)
             weights = jnp.where(time == 0, log_initial, log_transition[regime])
-            regime = jax.random.categorical(keys[0], weights, mode="high").astype(jnp.int32)
-            noise = jax.random.normal(keys[1], state.shape, dtype)
+            regime = core.random.categorical(keys[0], weights, mode="high").astype(jnp.int32)
+            noise = core.random.normal(keys[1], state.shape, dtype)
             begun = models.initial_mean[regime] + core.matvec(roots["initial_covariance"][regime], noise)
             moved = core.matvec(models.dynamics[regime], state) + models.dynamics_offset[regime]
             moved = moved + core.matvec(roots["dynamics_covariance"][regime], noise)
             state = jnp.where(time == 0, begun, moved)
-            noise = jax.random.normal(keys[2], (self.observation_size,), dtype)
+            noise = core.random.normal(keys[2], (self.observation_size,), dtype)
             seen = core.matvec(models.emission[regime], state) + models.emission_offset[regime]
             return (regime, state), (regime, state, seen + core.matvec(roots["emission_covariance"][regime], noise))
 

@@ -61,7 +61,7 @@ def mackey_glass(
         expected = f"a multiple of a step of integration, {h:g}, and 2 of them at least"
         raise core.bad_value(name, "delay", delay, expected, "Change step or substeps")
     # Weakly typed: the series has the default float.
-    start = 0.5 + 0.8 * jax.random.uniform(key, ())
+    start = 0.5 + 0.8 * core.random.uniform(key, ())
 
     def slope(x: jax.Array, late: jax.Array) -> jax.Array:
         return beta * late / (1 + late**exponent) - gamma * x
@@ -133,7 +133,7 @@ def lorenz(
         k4 = slope(state + h * k3)
         return state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
-    start = jnp.array([0.0, 0.0, 25.0]) + 5 * jax.random.normal(key, (3,))
+    start = jnp.array([0.0, 0.0, 25.0]) + 5 * core.random.normal(key, (3,))
     return _forecast(advance, start, lambda state: state, length, substeps, washout)
 
 

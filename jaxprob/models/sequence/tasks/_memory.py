@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from jaxprob import core
@@ -35,7 +34,7 @@ def copy(key: core.Key, *, symbols: int = 8, memory: int = 10, delay: int = 20) 
     "Unitary evolution recurrent neural networks", section 4.1.
     """
     core.check_whole("tasks.copy", symbols=symbols, memory=memory, delay=delay)
-    said = jax.random.randint(key, (memory,), 1, symbols + 1)
+    said = core.random.randint(key, (memory,), 1, symbols + 1)
     blanks = jnp.zeros(memory, jnp.int32)
     inputs = jnp.concatenate([said, jnp.zeros(delay - 1, jnp.int32), jnp.full(1, symbols + 1), blanks])
     targets = jnp.concatenate([blanks, jnp.zeros(delay, jnp.int32), said])
@@ -66,9 +65,9 @@ def selective_copy(key: core.Key, *, symbols: int = 8, memory: int = 10, length:
     core.check_whole("tasks.selective_copy", symbols=symbols, memory=memory, length=length)
     if memory > length:
         raise core.bad_value("tasks.selective_copy", "memory", memory, f"at most length, {length}")
-    where, what = jax.random.split(key)
-    places = jnp.sort(jax.random.permutation(where, length)[:memory])
-    said = jax.random.randint(what, (memory,), 1, symbols + 1)
+    where, what = core.random.split(key)
+    places = jnp.sort(core.random.permutation(where, length)[:memory])
+    said = core.random.randint(what, (memory,), 1, symbols + 1)
     spread = jnp.zeros(length, jnp.int32).at[places].set(said)
     inputs = jnp.concatenate([spread, jnp.full(memory, symbols + 1)])
     targets = jnp.concatenate([jnp.zeros(length, jnp.int32), said])
@@ -117,10 +116,10 @@ def associative_recall(
         )
     if queries > pairs:
         raise core.bad_value("tasks.associative_recall", "queries", queries, f"at most pairs, {pairs}")
-    which, what, order = jax.random.split(key, 3)
-    shown = jax.random.permutation(which, keys)[:pairs] if distinct else jax.random.randint(which, (pairs,), 0, keys)
-    said = jax.random.randint(what, (pairs,), keys, keys + values)
-    asked = shown[jax.random.permutation(order, pairs)[:queries]]
+    which, what, order = core.random.split(key, 3)
+    shown = core.random.permutation(which, keys)[:pairs] if distinct else core.random.randint(which, (pairs,), 0, keys)
+    said = core.random.randint(what, (pairs,), keys, keys + values)
+    asked = shown[core.random.permutation(order, pairs)[:queries]]
     same = jnp.expand_dims(asked, 1) == jnp.expand_dims(shown, 0)
     latest = jnp.max(jnp.where(same, jnp.expand_dims(jnp.arange(pairs), 0), -1), 1)
     inputs = jnp.concatenate([jnp.stack([shown, said], 1).reshape(-1), asked])
@@ -152,10 +151,10 @@ def adding(key: core.Key, *, length: int = 100) -> Example:
     (2015), "A simple way to initialize recurrent networks of rectified linear units".
     """
     core.check_whole("tasks.adding", 2, length=length)
-    what, first, second = jax.random.split(key, 3)
-    numbers = jax.random.uniform(what, (length,))
-    early = jax.random.randint(first, (), 0, length // 2)
-    late = jax.random.randint(second, (), length // 2, length)
+    what, first, second = core.random.split(key, 3)
+    numbers = core.random.uniform(what, (length,))
+    early = core.random.randint(first, (), 0, length // 2)
+    late = core.random.randint(second, (), length // 2, length)
     place = jnp.arange(length)
     marks = ((place == early) | (place == late)).astype(numbers.dtype)
     mask = place == length - 1
@@ -184,5 +183,5 @@ def parity(key: core.Key, *, length: int = 40) -> Example:
     linear RNNs through negative eigenvalues".
     """
     core.check_whole("tasks.parity", length=length)
-    bits = jax.random.randint(key, (length,), 0, 2)
+    bits = core.random.randint(key, (length,), 0, 2)
     return Example(bits, jnp.cumsum(bits, dtype=jnp.int32) % 2, jnp.ones(length, bool))
