@@ -44,10 +44,11 @@ def above(
       quantity: `x_0 -> scalar`, differentiable. For an event below a level turn both signs.
       level: ().
       covariance: of x_0 given x_t: "matched", from the derivative of the denoiser, or "isotropic", that of independent
-        normal data of standard deviation `process.data_scale`, which needs no derivative. An error of that derivative
-        counts `sigma^2 / alpha` times, thousands at time 1 of a schedule that ends at a log ratio of -15: with a
-        denoiser that is learnt rather than known, "isotropic" is the safer one, or a schedule that ends at -6. Where a
-        matched covariance is none (not positive) the isotropic one takes its place.
+        normal data of standard deviation `process.data_scale`. An error of that derivative counts `sigma^2 / alpha`
+        times, thousands at time 1 of a schedule that ends at a log ratio of -15: with a denoiser that is learnt rather
+        than known, "isotropic" is the safer one, or a schedule that ends at -6. Where a matched covariance is none (not
+        positive) the isotropic one takes its place. Where data are wider than the isotropic one says, a gradient would
+        move them beyond what is asked for, and samples diverge: it is made shorter, to move them there.
 
     Returns:
       `(x, t, condition) -> scalar`, a pytree.
@@ -66,14 +67,22 @@ def above(
 def _above(
     covariance: str, process: Gaussian, denoiser: Any, quantity: Any, level: Any, x: Any, t: Any, condition: Any
 ) -> jax.Array:
-    mean, jacobian, times, even = _moments(process, denoiser, quantity, covariance, x, t, condition)
+    mean, jacobian, times, even, move = _moments(process, denoiser, quantity, covariance, x, t, condition)
     if mean.shape != ():
         raise core.bad_value("diffusion.above", "quantity", f"of shape {mean.shape}", "one number", "See observed")
     variance = jnp.vdot(jacobian, times(jacobian))
     variance = jax.lax.stop_gradient(jnp.where(variance > 0, variance, jnp.vdot(jacobian, even(jacobian))))
     # A variance below that of rounding counts as that.
     scale = jnp.sqrt(jnp.maximum(variance, jnp.finfo(x.dtype).eps ** 2))
-    return log_ndtr((mean - jnp.asarray(level, x.dtype)) / scale)
+
+    def told(mean: jax.Array) -> jax.Array:
+        return log_ndtr((mean - jnp.asarray(level, x.dtype)) / scale)
+
+    if move is None:
+        return told(mean)
+    told_now, slope = jax.value_and_grad(told)(mean)
+    gradient, moved = move(slope * jacobian)
+    return _with_gradient(told_now, _at_most_one(scale**2 * slope, jnp.vdot(jacobian, moved)) * gradient, x)
 
 
 def observed(
@@ -137,7 +146,7 @@ def _observed(
     condition: Any,
 ) -> jax.Array:
     found = _moments(process, denoiser, operator, covariance, x, t, condition, iterations is not None)
-    mean, jacobian, times, even = found
+    mean, jacobian, times, even, move = found
     if mean.shape != value.shape:
         raise core.bad_value("diffusion.observed", "operator", f"of shape {mean.shape}", f"{value.shape}, as the value")
     missed = jnp.ravel(value.astype(x.dtype) - mean)
@@ -154,12 +163,18 @@ def _observed(
             factor = jnp.where(jnp.all(jnp.isfinite(factor)), factor, factor_of(even))
         factor = jax.lax.stop_gradient(factor)
         white = core.solve_triangular(factor, missed, vector=True)
-        return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diag(factor)))
+        told = -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diag(factor)))
+        if move is None:
+            return told
+        solved = core.solve_triangular(factor, white, transpose=True, vector=True)
+        gradient, moved = move(core.matvec(rows.T, solved).reshape(x.shape))
+        moved = core.solve_triangular(factor, core.matvec(rows, jnp.ravel(moved)), vector=True)
+        return _with_gradient(told, _at_most_one(jnp.vdot(white, moved), jnp.vdot(moved, moved)) * gradient, x)
 
     push, pull = jacobian
     fixed = jax.lax.stop_gradient(missed)
 
-    def solve(times: Any) -> tuple[jax.Array, jax.Array]:
+    def solve(times: Any, fixed: jax.Array = fixed) -> tuple[jax.Array, jax.Array]:
         """The solution, and whether it is one: what is no covariance sends conjugate gradients astray."""
 
         def multiply(v: jax.Array) -> jax.Array:
@@ -169,8 +184,12 @@ def _observed(
         return solved, jnp.sum((multiply(solved) - fixed) ** 2) < 0.01 * jnp.sum(fixed**2)
 
     solved, is_solved = solve(times)
-    if covariance == "matched":
-        solved = jnp.where(is_solved, solved, solve(even)[0])
+    if move is not None:
+        gradient, moved = move(pull(solved.reshape(mean.shape)))
+        moved = jnp.ravel(push(moved))
+        share = _at_most_one(jnp.vdot(solved, moved), jnp.vdot(solve(times, moved)[0], moved))
+        return _with_gradient(-0.5 * jnp.vdot(solved, fixed), share * gradient, x)
+    solved = jnp.where(is_solved, solved, solve(even)[0])
     # Its gradient is that of the quadratic form: the solution is held fixed, and half of it is counted back.
     solved = jax.lax.stop_gradient(solved)
     return -jnp.vdot(solved, missed) + 0.5 * jnp.vdot(solved, fixed)
@@ -185,11 +204,13 @@ def _moments(
     t: Any,
     condition: Any,
     matrix_free: bool = False,
-) -> tuple[jax.Array, Any, Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+) -> tuple[jax.Array, Any, Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array], Any]:
     """The quantity at the mean of x_0, its Jacobian there, and the covariance of x_0 as a function of a vector, twice.
 
     The second covariance is the isotropic one, whatever the first is. The Jacobian is (*quantity, *example), or for
-    `matrix_free` a pair of functions: its product, and its transpose's.
+    `matrix_free` a pair of functions: its product, and its transpose's. The last is None, or for "isotropic" a function
+    of a gradient with respect to the mean of x_0: the one with respect to x, and by what guidance with it moves the
+    mean. Where that mean is wider than the covariance says, it is too far.
     """
 
     def clean(x: jax.Array) -> jax.Array:
@@ -200,6 +221,7 @@ def _moments(
     def even(v: jax.Array) -> jax.Array:
         return process._linear_guess(alpha, sigma)[1] ** 2 * correlated(process, v)
 
+    move = None
     if covariance == "matched":
         mean, push = jax.linearize(clean, x)
 
@@ -207,13 +229,29 @@ def _moments(
             return sigma**2 / alpha * push(correlated(process, v))
 
     else:
-        mean, times = clean(x), even
+        (mean, back), times = jax.vjp(clean, jax.lax.stop_gradient(x)), even
+
+        def move(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+            (found,) = back(gradient)
+            return found, sigma**2 / alpha * correlated(process, found)
+
     at = jax.lax.stop_gradient(mean)
     if matrix_free:
         forward = jax.linearize(quantity, at)[1]
         backward = jax.vjp(quantity, at)[1]
-        return quantity(mean), (forward, lambda v: backward(v)[0]), times, even
-    return quantity(mean), jax.jacrev(quantity)(at), times, even
+        return quantity(mean), (forward, lambda v: backward(v)[0]), times, even, move
+    return quantity(mean), jax.jacrev(quantity)(at), times, even, move
+
+
+def _with_gradient(value: jax.Array, gradient: jax.Array, x: jax.Array) -> jax.Array:
+    """The value, with this gradient with respect to x."""
+    value, gradient = jax.lax.stop_gradient((value, gradient))
+    return value + jnp.vdot(gradient, x - jax.lax.stop_gradient(x))
+
+
+def _at_most_one(wanted: jax.Array, got: jax.Array) -> jax.Array:
+    """What share of a move to make for what is wanted of it, all of it at most."""
+    return jnp.where(got > 0, jnp.clip(wanted / jnp.where(got > 0, got, 1), 0, 1), 1)
 
 
 def _check(function: str, process: Any, denoiser: Any, quantity: Any, covariance: str) -> None:

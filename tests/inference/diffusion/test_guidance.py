@@ -106,6 +106,51 @@ def test_conjugate_gradients_are_the_factorised_gradient(x64):
         assert np.allclose(jax.grad(dense)(x, t, None), jax.grad(free)(x, t, None), rtol=1e-6, atol=1e-9)
 
 
+def test_isotropic_guidance_of_data_wider_than_said_does_not_diverge():
+    """Deviations of 10 where 1 is said, and correlated: undamped, 100 steps end 1e5 away."""
+    covariance = 50 * (np.eye(3) + 1)
+    denoiser = normal_denoiser(PROCESS, np.zeros(3), covariance)
+    value = jnp.array([6.0, -4.0])
+    gain = covariance[:, :2] @ np.linalg.inv(covariance[:2, :2] + 0.01 * np.eye(2))
+    left = np.sqrt(np.diag(covariance - gain @ covariance[:2]))
+
+    solver = sampling.ancestral(100)
+
+    def ends(key, told):
+        guided = sampling.guided(PROCESS, denoiser, told)
+        return np.asarray(sampling.sample(jax.random.key(key), PROCESS, guided, (500, 3), solver=solver))
+
+    xs = ends(0, sampling.observed(PROCESS, denoiser, lambda x: x[:2], value, 0.1, covariance="isotropic"))
+    # What is seen is known to 0.1; what is not, to 8.2, of which the mean of 500 draws has 0.37.
+    assert np.all(np.abs(xs.mean(0) - gain @ np.asarray(value)) < [0.1, 0.1, 4 * left[2] / np.sqrt(500)])
+    assert np.all(np.abs(xs.std(0) / left - 1) < 0.2)
+
+    event = sampling.above(PROCESS, denoiser, lambda x: x[0] - x[1], 25.0, covariance="isotropic")
+    apart = ends(1, event) @ [1.0, -1.0, 0.0]
+    # Of a normal law with deviation 10, beyond 2.5 deviations: 28.2 on average.
+    assert np.mean(apart > 25) > 0.9
+    assert 25 < apart.mean() < 31
+
+
+def test_isotropic_guidance_of_data_as_said_is_matched_guidance(x64):
+    """Independent data of unit variance have the covariance that is said, so that nothing is damped."""
+    x, operator = jnp.array([0.4, -1.2, 2.0]), jnp.array([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0]])
+
+    def told(covariance, kind, t):
+        denoiser = normal_denoiser(PROCESS, np.zeros(3), covariance)
+        see = functools.partial(sampling.observed, PROCESS, denoiser, lambda x: operator @ x, jnp.ones(2), 0.3)
+        event = sampling.above(PROCESS, denoiser, lambda x: x[0] - x[2], 1.0, covariance=kind)
+        every = see(covariance=kind), see(covariance=kind, iterations=9), event
+        return [jax.value_and_grad(one)(x, t, None) for one in every]
+
+    for t in (0.1, 0.5, 0.9):
+        as_said = [jax.jit(told, static_argnums=1)(jnp.eye(3), kind, t) for kind in ("matched", "isotropic")]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *as_said)
+        wider = jax.jit(told, static_argnums=1)(9 * jnp.eye(3) + 4, "isotropic", t)
+        # A factorisation and conjugate gradients make it shorter by the same.
+        np.testing.assert_allclose(wider[1][1], wider[0][1], rtol=1e-5)
+
+
 def test_a_linear_tail_event_is_hit_and_its_law_is_right():
     """A 3.3 % event of a mixture: 90 % of samples in it, conditional means within 2 %, deviations within 5 %."""
     draws, _ = truth(first, 2.75)

@@ -1,5 +1,6 @@
 """What all learnt samplers promise: exact weights for any parameters, two losses of one gradient, training, errors."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import jaxprob
 from jaxprob import distributions, learning, models, runtime
 from jaxprob.inference import vi
 from jaxprob.inference.diffusion import (
@@ -15,10 +17,12 @@ from jaxprob.inference.diffusion import (
     controlled_monte_carlo,
     denoising_diffusion_sampler,
     fit_sampler,
+    masked_sampler,
     path_integral_sampler,
     sampler_training,
 )
 from tests.inference.diffusion._densities import CENTER, LOG_Z, MEAN, SCALE, VARIANCE, Linear, log_density
+from tests.runtime.test_resume import Stopper, short_chunks  # noqa: F401, a fixture
 
 FACTORIES = {
     "path_integral_sampler": path_integral_sampler,
@@ -197,6 +201,45 @@ def test_learning_ascent_and_the_runtime_train_it(tmp_path):
     half = runtime.run(algorithm, jax.random.key(3), state, 2, keep=lambda p: {})
     rest = runtime.run(algorithm, jax.random.key(3), half.state, 2, keep=lambda p: {}, first_step=2)
     np.testing.assert_array_equal(rest.state.position["network"], whole.state.position["network"])
+
+
+class CrashError(Exception):
+    """What ends a run without a word."""
+
+
+class Crasher(Stopper):
+    """A progress object that ends the run at once, so that it must go on from its last checkpoint."""
+
+    def update(self, status):
+        if status["step"] >= self.at:
+            raise CrashError
+
+
+@pytest.mark.optimized
+def test_training_that_is_stopped_and_that_crashes_has_the_bits_of_one_that_is_not(tmp_path, short_chunks):  # noqa: F811
+    """With a buffer that is drawn anew every few steps, and the optimiser's state, both in the midst."""
+    sampler = masked_sampler(lambda x: 0.7 * jnp.mean(x[1:] == x[:-1]), 3, 4, buffer=12, every=5)
+    options = {
+        # A function, since these parameters can be called themselves.
+        "initial": lambda key: sampler.init(jax.random.key(0)),
+        "algorithm": sampler_training(sampler),
+        "chains": 1,
+        "draws": 24,
+        "devices": 1,
+    }
+    key = jax.random.key(3)
+    run = functools.partial(jaxprob.sample, lambda params: jnp.zeros(()), key, **options)
+    whole = run(progress=False)
+    out = {"out": tmp_path / "run", "checkpoint_every": 0.0}
+    assert run(progress=Stopper(8), **out).status == "stopped"
+    with pytest.raises(CrashError):
+        run(progress=Crasher(16), resume=True, **out)
+    resumed = run(progress=False, resume=True, **out)
+    assert resumed.status == "finished"
+    assert np.ptp(jax.tree.leaves(whole.draws)[0], axis=1).max() > 0
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_array_equal(resumed.stats[name], whole.stats[name])
+    jax.tree.map(np.testing.assert_array_equal, resumed.draws, whole.draws)
 
 
 def test_jit_and_vmap_change_nothing():
