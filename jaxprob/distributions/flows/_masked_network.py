@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprob import core
-from jaxprob.distributions._parameters import align
-from jaxprob.distributions.flows._networks import times
+from jaxprob.distributions.flows._networks import layered
 
 
 @core.pytree
@@ -75,19 +74,16 @@ class MaskedPerceptron:
         for i, mask in enumerate(masks):
             fans = np.maximum(mask.sum(axis=0), 1).astype(float)
             scale = jnp.asarray((last_scale if i == len(masks) - 1 else 1.0) / np.sqrt(fans), dtype or float)
-            weights.append(jax.random.normal(core.fold(key, i), mask.shape, scale.dtype) * scale[None, :])
+            weights.append(core.random.normal(core.fold(key, i), mask.shape, scale.dtype) * scale[None, :])
         biases = tuple(jnp.zeros((weight.shape[1],), weight.dtype) for weight in weights)
         return cls(tuple(weights), biases, size, context_width, activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The outputs (..., size, outputs) for inputs (..., size + context_width)."""
         masks = _masks(self.size, self.context_width, tuple(bias.shape[0] for bias in self.biases))
-        for i, (weight, bias, mask) in enumerate(zip(self.weights, self.biases, masks, strict=True)):
-            # A product would let infinite and missing weights through.
-            x, bias = align(times(x, jnp.where(mask, weight, jnp.zeros_like(weight))), bias)
-            x = x + bias
-            if i < len(self.weights) - 1:
-                x = self.activation(x)
+        # A product would let infinite and missing weights through.
+        weights = [jnp.where(mask, w, jnp.zeros_like(w)) for w, mask in zip(self.weights, masks, strict=True)]
+        x = layered(x, weights, self.biases, self.activation)
         return x.reshape(*x.shape[:-1], self.size, -1)
 
 

@@ -58,18 +58,33 @@ class Perceptron:
         weights = []
         for i, (before, after) in enumerate(itertools.pairwise(sizes)):
             scale = (last_scale if i == len(sizes) - 2 else 1.0) / math.sqrt(max(before, 1))
-            weights.append(scale * jax.random.normal(core.fold(key, i), (before, after), dtype or float))
+            weights.append(scale * core.random.normal(core.fold(key, i), (before, after), dtype or float))
         biases = tuple(jnp.zeros((weight.shape[1],), weight.dtype) for weight in weights)
         return cls(tuple(weights), biases, activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The output (..., size out) for inputs (..., size in)."""
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x, bias = align(times(x, weight), bias)
-            x = x + bias
-            if i < len(self.weights) - 1:
-                x = self.activation(x)
-        return x
+        return layered(x, self.weights, self.biases, self.activation)
+
+
+def layered(
+    x: jax.Array,
+    weights: Sequence[jax.Array],
+    biases: Sequence[jax.Array],
+    activation: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Affine maps of vectors (..., size in) with an activation between them.
+
+    Inside, units lead and examples are contiguous: on CPU the gradients of weights take half of the time then, and
+    splines of the outputs want one parameter of all examples side by side.
+    """
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = jnp.tensordot(weight, x, axes=(0, 0 if i else x.ndim - 1), precision=jax.lax.Precision.HIGHEST)
+        x, bias = align(x, jnp.expand_dims(bias, tuple(range(1, x.ndim))))
+        x = x + bias
+        if i < len(weights) - 1:
+            x = activation(x)
+    return jnp.moveaxis(x, 0, -1)
 
 
 def times(x: jax.Array, matrix: jax.Array) -> jax.Array:
