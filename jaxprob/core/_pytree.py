@@ -8,6 +8,8 @@ never meet the placeholders and batched leaves that transformations put there.
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -24,6 +26,13 @@ def _repr(node: Any) -> str:
     """`Name(field=value, ...)` of every field, those that a subclass added included."""
     fields = ", ".join(f"{field.name}={getattr(node, field.name)!r}" for field in dataclasses.fields(node))
     return f"{type(node).__qualname__}({fields})"
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """The function from an object to the tuple of these attributes; quick, as it runs at each call of a program."""
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return (lambda node: (getattr(node, names[0]),)) if names else (lambda node: ())
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
@@ -44,8 +53,10 @@ def pytree(cls: type[T]) -> type[T]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in dynamic]
         return children, tuple(getattr(node, name) for name in fixed)
 
+    children_of, aux_of = _reader(dynamic), _reader(fixed)
+
     def flatten(node: Any) -> Any:
-        return [getattr(node, name) for name in dynamic], tuple(getattr(node, name) for name in fixed)
+        return children_of(node), aux_of(node)
 
     def unflatten(aux: Any, children: Any) -> Any:
         node = object.__new__(cls)
