@@ -57,6 +57,9 @@ from jaxprob.core._scalars import sqrt_one_minus_exp as sqrt_one_minus_exp
 from jaxprob.core._scalars import xlog1py as xlog1py
 from jaxprob.core._scalars import xlogy as xlogy
 from jaxprob.core._shapes import as_shape as as_shape
+from jaxprob.core._sinkhorn import sinkhorn_columns as sinkhorn_columns
+from jaxprob.core._sinkhorn import sinkhorn_log_plan as sinkhorn_log_plan
+from jaxprob.core._sinkhorn import sinkhorn_rows as sinkhorn_rows
 from jaxprob.core._trees import check_same_structure as check_same_structure
 from jaxprob.core._trees import dot as dot
 from jaxprob.core._trees import leaf_name as leaf_name

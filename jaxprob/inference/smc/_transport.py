@@ -128,12 +128,11 @@ def _plan(vectors: jax.Array, log_weights: jax.Array, epsilon: Any, iterations: 
     cost = jnp.sum(differences**2, axis=-1) / scale
 
     def sweep(column: jax.Array, _: Any) -> tuple[jax.Array, None]:
-        row = -core.logsumexp(log_equal + jnp.expand_dims(column, 0) - cost, axis=1)
-        return -core.logsumexp(jnp.expand_dims(log_weights + row, 1) - cost, axis=0), None
+        return core.sinkhorn_columns(cost, log_weights, core.sinkhorn_rows(cost, log_equal, column)), None
 
     column, _ = scan.scan(sweep, jnp.zeros((number,), vectors.dtype), length=iterations, remat=True)
-    row = -core.logsumexp(log_equal + jnp.expand_dims(column, 0) - cost, axis=1)
-    log_plan = jnp.expand_dims(log_weights + row, 1) + jnp.expand_dims(log_equal + column, 0) - cost
+    row = core.sinkhorn_rows(cost, log_equal, column)
+    log_plan = core.sinkhorn_log_plan(cost, log_weights, log_equal, row, column)
     return _exact_margins(jnp.exp(log_plan), weights, jnp.full((number,), 1 / number, vectors.dtype))
 
 

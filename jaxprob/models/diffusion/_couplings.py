@@ -80,20 +80,16 @@ def _plan(cost: jax.Array, epsilon: float, iterations: int, tolerance: float) ->
     """`transport_plan` of a cost in a unit of its own size."""
     log_rows, log_columns = (-math.log(number) for number in cost.shape)
 
-    def row_potential(column: jax.Array, weight: Any) -> jax.Array:
-        return -weight * core.logsumexp(log_columns + (jnp.expand_dims(column, 0) - cost) / weight, axis=1)
-
-    def column_potential(row: jax.Array, weight: Any) -> jax.Array:
-        return -weight * core.logsumexp(log_rows + (jnp.expand_dims(row, 1) - cost) / weight, axis=0)
-
     # How many iterations have another weight than the last.
     falls = max(0, math.ceil(math.log(epsilon) / math.log(_ANNEALING)))
 
     def iterate(state: Any, index: jax.Array) -> tuple[Any, None]:
         row, column, _, _ = state
         weight = jnp.maximum(epsilon, _ANNEALING ** index.astype(cost.dtype)).astype(cost.dtype)
-        column = column_potential(row, weight)
-        new = row_potential(column, weight)
+        # Potentials in units of the cost, since the weight changes.
+        scaled = cost / weight
+        column = weight * core.sinkhorn_columns(scaled, log_rows, row / weight)
+        new = weight * core.sinkhorn_rows(scaled, log_columns, column / weight)
         # Columns are right after the first; rows were off by this factor before the second.
         error = jnp.mean(jnp.abs(jnp.expm1((row - new) / weight)))
         return (new, column, jnp.where(index < falls, jnp.inf, error), index + 1), None
@@ -102,8 +98,7 @@ def _plan(cost: jax.Array, epsilon: float, iterations: int, tolerance: float) ->
     (row, column, _, taken), _ = scan.bounded(
         iterate, start, iterations, iterations, until=lambda state: state[2] <= tolerance
     )
-    potentials = jnp.expand_dims(row, 1) + jnp.expand_dims(column, 0)
-    log_plan = log_rows + log_columns + (potentials - cost) / epsilon
+    log_plan = core.sinkhorn_log_plan(cost / epsilon, log_rows, log_columns, row / epsilon, column / epsilon)
     off = [jnp.sum(jnp.abs(jnp.exp(core.logsumexp(log_plan, axis=axis)) - 1 / cost.shape[1 - axis])) for axis in (0, 1)]
     return Plan(log_plan, off[0] + off[1], taken)
 
