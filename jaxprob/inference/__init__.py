@@ -1,8 +1,9 @@
 """What conditions on data: `mcmc` (Markov chain Monte Carlo), `smc` (sequential Monte Carlo), `vi` (approximations).
 
 In state-space models: `kalman` (Gaussian), `hmm` (discrete), `hgf` (hierarchical Gaussian), `crf` (linear chains of
-labels), `particle` (any law, by particles), and `parameter_posterior` for their parameters. By EM: `mixture` and
-`factor_analysis`. `diffusion` samples what a denoiser has learnt, and unnormalised densities.
+labels), `particle` (any law, by particles); `parameter_posterior` and `state_posterior` are their posteriors for every
+other method. By EM: `mixture` and `factor_analysis`. `diffusion` samples what a denoiser has learnt, and unnormalised
+densities.
 """
 
 from jaxprob.inference import crf as crf
@@ -18,3 +19,4 @@ from jaxprob.inference import shared_response as shared_response
 from jaxprob.inference import smc as smc
 from jaxprob.inference import vi as vi
 from jaxprob.inference._parameters import parameter_posterior as parameter_posterior
+from jaxprob.inference._states import state_posterior as state_posterior

@@ -32,6 +32,7 @@ from jaxprob.inference.vi._guide import blocks as blocks
 from jaxprob.inference.vi._guide import flow as flow
 from jaxprob.inference.vi._guide import full_rank as full_rank
 from jaxprob.inference.vi._guide import low_rank as low_rank
+from jaxprob.inference.vi._guide import markov as markov
 from jaxprob.inference.vi._guide import mean_field as mean_field
 from jaxprob.inference.vi._implicit import ImplicitGuide as ImplicitGuide
 from jaxprob.inference.vi._implicit import MatrixNetwork as MatrixNetwork

@@ -357,7 +357,7 @@ def _run(init: Callable[..., Any], max_steps: int, step: Any, params: Any, key: 
     (state, number), (elbos, finite) = scan.bounded(
         once, start, max_steps, max_steps, until=lambda carry: carry[0].done
     )
-    wrong = number - jnp.sum(finite.astype(jnp.int32))
+    wrong = number - jnp.sum(finite, dtype=jnp.int32)
     # Cut short within the first window: what there is of it.
     early, count = jnp.isnan(state.elbo), state.in_window.astype(state.mean.dtype)
     guide = jax.tree.map(lambda a, b: jnp.where(early & (count > 0), a, b), state.average, state.settled)

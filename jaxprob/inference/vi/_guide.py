@@ -28,6 +28,7 @@ from jaxprob.distributions import (
     flows,
 )
 from jaxprob.inference.vi._layout import Layout
+from jaxprob.inference.vi._markov_affine import MarkovAffine
 from jaxprob.inference.vi._place import Place
 
 
@@ -68,6 +69,19 @@ class Guide:
     def _log_volume(self) -> jax.Array | float:
         return 0.0 if self.place is None else jax.lax.stop_gradient(self.place).log_volume
 
+    def sample_and_entropy(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> tuple[Any, jax.Array]:
+        """Positions with leading axes `shape`, and the entropy in nats: of a flow its mean by these draws.
+
+        That is the exact entropy of what the flow starts from and the mean log-determinant of the flow, which asks for
+        no inverse.
+        """
+        distribution = self.distribution
+        if not isinstance(distribution, Transformed) or isinstance(distribution.bijector, _AFFINE):
+            return self.sample(key, shape), self.entropy()
+        vectors, log_dets = distribution.bijector.forward_and_log_det(distribution.base.sample(key, shape))
+        entropy = distribution.base.entropy() + jnp.mean(log_dets) + self._log_volume
+        return self.layout.unravel(self._out(vectors)), entropy
+
     def entropy(self) -> jax.Array:
         """In nats, where it has a closed form: of Gaussian guides."""
         distribution = self.distribution
@@ -105,6 +119,13 @@ class BlockGuide:
         pairs = zip(self.guides, self.blocks, strict=True)
         return sum(guide.log_prob({name: position[name] for name in names}) for guide, names in pairs)
 
+    def sample_and_entropy(self, key: core.Key, shape: int | tuple[int, ...] = ()) -> tuple[Any, jax.Array]:
+        """Positions with leading axes `shape`, and the entropy in nats: of flows its mean by these draws."""
+        key = core.as_key(key, "sample")
+        drawn = [guide.sample_and_entropy(core.fold(key, i), shape) for i, guide in enumerate(self.guides)]
+        position = {name: part[name] for part, _ in drawn for name in part}
+        return {name: position[name] for name in sorted(position)}, sum(entropy for _, entropy in drawn)
+
     def entropy(self) -> jax.Array:
         """In nats, where each has a closed form."""
         return sum(guide.entropy() for guide in self.guides)
@@ -138,7 +159,7 @@ class Family:
         return self.build(core.as_key(key, self.name), jax.tree.map(jnp.asarray, position))
 
 
-_AFFINE = (flows.DiagonalAffine, flows.TriangularAffine)
+_AFFINE = (flows.DiagonalAffine, flows.TriangularAffine, MarkovAffine)
 
 
 def mean_field(scale: float = 0.1) -> Family:
@@ -232,7 +253,7 @@ def low_rank(rank: int, scale: float = 0.1) -> Family:
 def _low_rank(rank: int, scale: float, key: core.Key, position: Any) -> Guide:
     start = _start(position, scale, rotate=False)
     # Not zero, where the gradient with respect to the factor would be.
-    factor = 0.1 * jnp.exp(start.log_scale[0]) * jax.random.normal(key, (start.loc.size, rank), start.loc.dtype)
+    factor = 0.1 * jnp.exp(start.log_scale[0]) * core.random.normal(key, (start.loc.size, rank), start.loc.dtype)
     return Guide(_LowRank(start.loc, start.log_scale, factor), start.layout, start.place)
 
 
@@ -258,6 +279,38 @@ def _flow(architecture: flows.Architecture, scale: float, key: core.Key, positio
     inner = architecture.init(key, start.loc.size, dtype=start.layout.dtype)
     outer = flows.DiagonalAffine(start.loc, start.log_scale)
     return Guide(Transformed(inner.base, Chain((inner.bijector, outer))), start.layout, start.place)
+
+
+def markov(scale: float = 0.1) -> Family:
+    """A normal distribution of states in time, in which each depends on the one before it: a banded precision.
+
+    For a position of one array (time, ...), such as the states of `inference.state_posterior`; with parameters beside
+    them, `vi.blocks({"states": vi.markov()}, rest=vi.full_rank())`.
+
+    Args:
+      scale: standard deviation to start from.
+
+    >>> guide = markov().init(jax.random.key(0), {"states": jnp.zeros((50, 2))})
+    >>> sum(leaf.size for leaf in jax.tree.leaves(guide))  # a dense covariance has 5,050 numbers
+    596
+
+    Source: Archer, Park, Buesing, Cunningham & Paninski (2015), "Black box variational inference for state space
+    models".
+    """
+    core.check_positive("markov", scale=scale)
+    return Family("markov", core.Bound(_markov, scale))
+
+
+def _markov(scale: float, key: core.Key, position: Any) -> Guide:
+    start = _start(position, scale, rotate=False)
+    shapes = start.layout.shapes
+    if len(shapes) != 1 or not shapes[0]:
+        got, todo = f"one with arrays of shapes {shapes}", "Name the states of a posterior with vi.blocks"
+        raise core.bad_value("vi.markov", "position", got, "one array (time, ...)", todo)
+    time = shapes[0][0]
+    loc = start.loc.reshape(time, -1)
+    lower = jnp.zeros((*loc.shape, loc.shape[1]), loc.dtype)
+    return _of(start, MarkovAffine(loc, start.log_scale.reshape(loc.shape), lower, lower[1:]))
 
 
 def blocks(families: Mapping[str | tuple[str, ...], Family], rest: Family | None = None) -> Family:

@@ -132,7 +132,8 @@ def elbo(
       draws: of the guide for each step.
       gradient: how draws give a gradient, without bias in each case. "stick_the_landing" leaves out the score, whose
         mean is zero: its noise vanishes where the guide is exact. "path" differentiates all. "entropy" takes the
-        entropy in closed form, which Gaussian guides have. "score" needs no gradient of the target (and is noisy); the
+        entropy in closed form, which Gaussian guides have; of a flow that of what it starts from, and the mean
+        log-determinant of the draws. "score" needs no gradient of the target (and is noisy); the
         mean of the other draws is its baseline. "fitted_score" has a baseline for each parameter, fitted to the other
         draws by regression: less noise where log weights depend on the score, from some tens of draws on; its memory is
         a number for each draw and parameter.
@@ -196,8 +197,8 @@ def weigh(
 
 def _elbo(draws: int, gradient: str, log_density: Any, guide: Any, batch: Any, key: core.Key) -> Any:
     if gradient == "entropy":
-        log_p = jax.vmap(lambda x: log_density(x, batch))(guide.sample(key, draws))
-        value = jnp.mean(log_p) + guide.entropy()
+        positions, entropy = guide.sample_and_entropy(key, draws)
+        value = jnp.mean(jax.vmap(lambda x: log_density(x, batch))(positions)) + entropy
         return -value, {"elbo": value}
     by_score = gradient.endswith("score")
     positions, log_weights, log_q = weigh(log_density, guide, batch, key, draws, "score" if by_score else gradient)

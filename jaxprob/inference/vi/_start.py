@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxprob import core
 from jaxprob.inference.mcmc._log_density import LogDensity, as_log_density
+from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 
 
 def as_target(
@@ -23,9 +24,12 @@ def as_target(
       function: name of the caller, for the error message.
 
     Raises:
-      TypeError: if `log_density` is neither.
+      TypeError: if `log_density` is neither, such as a state-space model without its data.
       ValueError: if there is no way to know where to start.
     """
+    if isinstance(log_density, StateSpaceModel | LinearGaussian):
+        expected, todo = "a log density or a posterior", "Pass inference.state_posterior(model, ys)"
+        raise core.bad_type(function, "target", log_density, expected, todo)
     posterior = hasattr(log_density, "log_density") and callable(log_density.log_density)
     target = as_log_density(log_density.log_density if posterior else log_density, function)
     if initial is None:
