@@ -1,9 +1,11 @@
 """Data-tempered sequential Monte Carlo: particles of a prior take in one datum after another.
 
 Particles are weighted by the likelihood of each new datum. Where few of them are effective they are resampled, and
-moved by Markov chain Monte Carlo that leaves the posterior of all data so far as it is.
+moved by Markov chain Monte Carlo that leaves the posterior of all data so far as it is. A datum that says much is taken
+in by powers of its likelihood, so that there is no place where hardly any are effective.
 
-Source: Chopin (2002), "A sequential particle filter method for static models": iterated batch importance sampling.
+Source: Chopin (2002), "A sequential particle filter method for static models": iterated batch importance sampling; Del
+Moral, Doucet & Jasra (2006), "Sequential Monte Carlo samplers", for the powers.
 """
 
 from __future__ import annotations
@@ -17,13 +19,20 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
+from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.smc import _moves as moves_of
 from jaxprob.inference.smc._feynman_kac import multiplied
-from jaxprob.inference.smc._population import Population, effective_size, total_mass
+from jaxprob.inference.smc._population import Population, effective_size
 from jaxprob.inference.smc._resampler import normalized
 from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
-from jaxprob.inference.smc._target import Path, equally_weighted, first_particles, posterior_may_follow
+from jaxprob.inference.smc._target import (
+    Path,
+    equally_weighted,
+    first_particles,
+    next_temperature,
+    posterior_may_follow,
+)
 from jaxprob.inference.smc._variance import evidence_variance, is_known
 
 
@@ -68,11 +77,12 @@ class DataTemperedInfo(NamedTuple):
     Attributes:
       num_data: data so far, these included.
       log_predictive: log density of the new data given those before: the increase of the log evidence.
-      effective_sample_size: of the weights before resampling, as a share of the particles.
-      resampled: whether particles were resampled and moved.
-      acceptance_rate: of the moves, mean over particles and transitions; NaN where there were none.
-      num_moves: transitions of each particle.
-      correlation: of the particles with where they were before the moves, as of `smc.TemperedInfo`; NaN without moves.
+      effective_sample_size: of the weights if the batch is taken in at once, as a share of the particles: where it is
+        small these data say much that is new.
+      resampled: whether particles were resampled and moved, once or several times.
+      acceptance_rate: of the last moves, mean over particles and transitions; NaN where there were none.
+      num_moves: transitions of each particle, of all moves.
+      correlation: of the particles with where they were before the last moves, as of `smc.TemperedInfo`; NaN without.
       step_size: of the next move.
       log_evidence: so far.
     """
@@ -110,11 +120,9 @@ def data_tempered(
     """Sequential Monte Carlo from a prior to a posterior, one batch of data a step.
 
     A step multiplies the weights by the likelihood of the new data and the evidence by their mean, which is the
-    predictive density of these data. Where the effective sample size falls below a share, and after the last data, it
-    resamples and moves every particle at the posterior of the data so far: what it returns is equally weighted.
-
-    The first data may say very much, and more at once than particles of the prior can follow. The log evidence then
-    varies from run to run, and is too small by half its variance on average: take more particles, or `smc.tempered`.
+    predictive density of these data. Where the effective sample size would fall below a share it goes to the power of
+    that likelihood at which it has that share, resamples and moves every particle there, and goes on; and it does so
+    after the last data: what it returns is equally weighted.
 
     A move computes the likelihood of all data, those to come too, and leaves those out, so that one program does for
     all times: a run with many resamplings costs up to twice what it need.
@@ -195,65 +203,125 @@ def data_tempered(
 
     def step(key: core.Key, state: DataTemperedState) -> tuple[DataTemperedState, DataTemperedInfo]:
         key = core.as_key(key, name)
-        old, number = state.population, state.population.num_particles
+        number = state.population.num_particles
         first = state.steps * batch
         seen = jnp.minimum(first + batch, number_of_data)
-        gains = jax.vmap(lambda q: stream.sum(q, first, seen, batch))(old.particles)
-        weighted = Population(old.particles, multiplied(old.log_weights, gains), old.log_scale)
-        population = normalized(weighted)
-        weights = shares(weighted.log_weights, 1)
-        variance = evidence_variance(
-            scheme, waste_free, weights, state.eves, state.resamplings, state.variance_when_moved
-        )
-        variance = jnp.where(jnp.isfinite(population.log_scale), variance, jnp.nan)
-        effective = effective_size(weighted.log_weights) / number
-        # Where a weight is no number there is no effective size, and particles had better be others.
-        due = ~state.done & ((seen == number_of_data) | ~(effective >= share.astype(effective.dtype)))
-        # A branch on a batch of flags is a selection, which a key may not be an operand of.
-        words, kind = jax.random.key_data(key), jax.random.key_impl(key)
+        last = seen == number_of_data
+        share_of = share.astype(state.step_size.dtype)
 
-        def density(position: Any) -> jax.Array:
-            return stream.log_prior(position) + stream.sum(position, jnp.int32(0), seen, number_of_data)
+        def gains_of(particles: Any) -> jax.Array:
+            return jax.vmap(lambda q: stream.sum(q, first, seen, batch))(particles)
 
-        def rejuvenate() -> tuple[Population, jax.Array, jax.Array, Any]:
-            key = jax.random.wrap_key_data(words, impl=kind)
-            moved, ancestors = moves_of.resample_and_move(
-                settings, scheme, key, density, population.particles, population.log_weights, state.step_size
+        def go(stage: _Stage) -> _Stage:
+            """On to where few particles are effective, and a move there; or to the end of the batch."""
+            beta = next_temperature(stage.gains, stage.beta, share_of, stage.population.log_weights)
+            step = paths.tempered(jnp.zeros_like(stage.gains), beta - stage.beta, stage.gains)
+            old = stage.population
+            weighted = Population(old.particles, multiplied(old.log_weights, step), old.log_scale)
+            population, weights = normalized(weighted), shares(weighted.log_weights, 1)
+            variance = evidence_variance(
+                scheme, waste_free, weights, stage.eves, stage.resamplings, stage.variance_when_moved
             )
-            what = moved.acceptance_rate, moved.number, moved.correlation
-            fresh = equally_weighted(moved.particles, number, population.log_scale)
-            return fresh, state.eves[ancestors], moved.step_size, what
+            variance = jnp.where(jnp.isfinite(population.log_scale), variance, jnp.nan)
+            # Where a weight is no number there is no effective size, and particles had better be others.
+            due = (beta < 1) | last | ~(effective_size(weighted.log_weights) >= share_of * number)
+            # A branch on a batch of flags is a selection, which a key may not be an operand of.
+            words, kind = jax.random.key_data(core.fold(key, stage.times)), jax.random.key_impl(key)
 
-        def keep() -> tuple[Population, jax.Array, jax.Array, Any]:
-            unknown = jnp.full_like(state.step_size, jnp.nan)
-            return population, state.eves, state.step_size, (unknown, jnp.int32(0), unknown)
+            def density(position: Any) -> jax.Array:
+                likelihood = stream.sum(position, jnp.int32(0), seen, number_of_data, first, beta)
+                return stream.log_prior(position) + likelihood
 
-        population, eves, step_size, (acceptance_rate, num_moves, correlation) = lax.cond(due, rejuvenate, keep)
+            def rejuvenate() -> _Stage:
+                moved, ancestors = moves_of.resample_and_move(
+                    settings,
+                    scheme,
+                    jax.random.wrap_key_data(words, impl=kind),
+                    density,
+                    population.particles,
+                    population.log_weights,
+                    stage.step_size,
+                )
+                return _Stage(
+                    population=equally_weighted(moved.particles, number, population.log_scale),
+                    beta=beta,
+                    gains=gains_of(moved.particles),
+                    step_size=moved.step_size,
+                    eves=stage.eves[ancestors],
+                    variance=variance,
+                    variance_when_moved=variance,
+                    resamplings=stage.resamplings + 1,
+                    times=stage.times + 1,
+                    acceptance_rate=moved.acceptance_rate,
+                    num_moves=stage.num_moves + moved.number,
+                    correlation=moved.correlation,
+                )
+
+            def keep() -> _Stage:
+                return stage._replace(population=population, beta=beta, variance=variance)
+
+            return lax.cond(due, rejuvenate, keep)
+
+        gains = gains_of(state.position)
+        effective = effective_size(multiplied(state.population.log_weights, gains)) / number
+        unknown = jnp.full_like(state.step_size, jnp.nan)
+        start = _Stage(
+            population=state.population,
+            beta=jnp.where(state.done, 1, 0).astype(gains.dtype),
+            gains=gains,
+            step_size=state.step_size,
+            eves=state.eves,
+            variance=state.log_evidence_variance,
+            variance_when_moved=state.variance_when_moved,
+            resamplings=state.resamplings,
+            times=jnp.int32(0),
+            acceptance_rate=unknown,
+            num_moves=jnp.int32(0),
+            correlation=unknown,
+        )
+        end = lax.while_loop(lambda stage: stage.beta < 1, go, start)
         new = DataTemperedState(
-            population=population,
-            log_evidence_variance=variance,
-            variance_when_moved=jnp.where(due, variance, state.variance_when_moved),
-            step_size=step_size,
-            eves=eves,
-            resamplings=state.resamplings + due.astype(jnp.int32),
+            population=end.population,
+            log_evidence_variance=end.variance,
+            variance_when_moved=end.variance_when_moved,
+            step_size=end.step_size,
+            eves=end.eves,
+            resamplings=end.resamplings,
             steps=state.steps + 1,
-            done=seen == number_of_data,
+            done=last,
         )
         new = jax.tree.map(lambda one, other: jnp.where(state.done, one, other.astype(one.dtype)), state, new)
         info = DataTemperedInfo(
             num_data=seen,
-            log_predictive=jnp.where(state.done, 0, total_mass(weighted.log_weights)),
+            log_predictive=new.log_evidence - state.log_evidence,
             effective_sample_size=effective,
-            resampled=due,
-            acceptance_rate=acceptance_rate,
-            num_moves=num_moves,
-            correlation=correlation,
+            resampled=end.times > 0,
+            acceptance_rate=end.acceptance_rate,
+            num_moves=end.num_moves,
+            correlation=end.correlation,
             step_size=new.step_size,
             log_evidence=new.log_evidence,
         )
         return new, info
 
     return core.Algorithm(init, step)
+
+
+class _Stage(NamedTuple):
+    """Particles on the way through a batch of data."""
+
+    population: Population
+    beta: jax.Array  # the power of the likelihood of the batch
+    gains: jax.Array  # its log, of each particle
+    step_size: jax.Array
+    eves: jax.Array
+    variance: jax.Array
+    variance_when_moved: jax.Array
+    resamplings: jax.Array
+    times: jax.Array  # moves within the batch
+    acceptance_rate: jax.Array
+    num_moves: jax.Array
+    correlation: jax.Array
 
 
 class _Stream(NamedTuple):
@@ -269,11 +337,18 @@ class _Stream(NamedTuple):
         prior = self.log_prior(position)
         return prior, jnp.zeros_like(prior)
 
-    def sum(self, position: Any, first: jax.Array, end: jax.Array, most: int) -> jax.Array:
-        """Log likelihood of the data from `first` up to before `end`, of which there are at most `most`."""
+    def sum(
+        self, position: Any, first: jax.Array, end: jax.Array, most: int, later: Any = None, power: Any = 1.0
+    ) -> jax.Array:
+        """Log likelihood of the data from `first` up to before `end`, of which there are at most `most`.
+
+        Those from `later` on count by a power above 0.
+        """
         index = first + jnp.arange(most, dtype=jnp.int32)
         # In the place of those that are left out there is one of the others: an infinite derivative times zero is NaN.
         terms = self.terms(position, jnp.clip(index, first, end - 1))
+        if later is not None:
+            terms = jnp.where(index < later, terms, jnp.asarray(power).astype(terms.dtype) * terms)
         return jnp.sum(jnp.where(index < end, terms, 0))
 
 

@@ -16,7 +16,7 @@ from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_vector
-from jaxprob.inference.smc._population import Population
+from jaxprob.inference.smc._population import Population, effective_size
 
 HALVINGS = 64  # of the interval in which the next temperature lies, which may be very close to the last
 
@@ -141,6 +141,25 @@ def furthest(enough: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax
 
     found, _ = scan.repeat(halve, (low, high), HALVINGS)
     return jnp.where(enough(high), high, found)
+
+
+def next_temperature(tilts: jax.Array, beta: jax.Array, target: jax.Array, log_weights: Any = 0.0) -> jax.Array:
+    """The next inverse temperature: where the share of effective particles is the target, or 1."""
+
+    rest = 1 - beta
+    step = furthest(lambda step: effective_share(tilts, step, log_weights) >= target, jnp.zeros_like(beta), rest)
+    # Always further, by at least one number; below the smallest normal one there may be none.
+    least = jnp.where(beta == 0, jnp.finfo(beta.dtype).tiny, jnp.nextafter(beta, jnp.ones_like(beta)))
+    arrived = (step == rest) | ~jnp.any(jnp.isfinite(tilts))
+    return jnp.where(arrived, 1, jnp.clip(beta + step, least, 1))
+
+
+def effective_share(tilts: jax.Array, step: jax.Array, log_weights: Any = 0.0) -> jax.Array:
+    """Effective sample size of weights times `exp(step tilts)` as a share of the finite ones; 0 if there is none."""
+    logs = log_weights + tilts
+    finite = jnp.isfinite(logs)
+    scaled = jnp.where(finite, log_weights + step * jnp.where(finite, tilts, 0), -jnp.inf)
+    return effective_size(scaled) / jnp.maximum(jnp.sum(finite), 1).astype(tilts.dtype)
 
 
 def equally_weighted(particles: Any, number: int, log_scale: jax.Array) -> Population:

@@ -21,14 +21,15 @@ from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_number
 from jaxprob.inference.smc import _moves as moves_of
-from jaxprob.inference.smc._population import Population, effective_size, total_mass
+from jaxprob.inference.smc._population import Population, total_mass
 from jaxprob.inference.smc._resampling import Scheme, multinomial, shares
 from jaxprob.inference.smc._target import (
     as_ladder,
     as_path,
+    effective_share,
     equally_weighted,
     first_particles,
-    furthest,
+    next_temperature,
     posterior_may_follow,
 )
 from jaxprob.inference.smc._variance import evidence_variance, is_known
@@ -210,7 +211,7 @@ def tempered(
         old, number = state.inverse_temperature, state.population.num_particles
         tilts = path.tilts(state.position)
         if ladder is None:
-            beta = _next(tilts, old, share.astype(tilts.dtype))
+            beta = next_temperature(tilts, old, share.astype(tilts.dtype))
         else:
             beta = ladder.astype(tilts.dtype)[jnp.minimum(state.steps, ladder.size - 1)]
         # The difference as it is rounded, so that what is gained at all temperatures is what the last one has.
@@ -234,7 +235,7 @@ def tempered(
         new = jax.tree.map(lambda one, other: jnp.where(state.done, one, other.astype(one.dtype)), state, new)
         info = TemperedInfo(
             inverse_temperature=new.inverse_temperature,
-            effective_sample_size=_share(tilts, beta - old),
+            effective_sample_size=effective_share(tilts, beta - old),
             acceptance_rate=moved.acceptance_rate,
             num_moves=moved.number,
             correlation=moved.correlation,
@@ -244,21 +245,3 @@ def tempered(
         return new, info
 
     return core.Algorithm(init, step)
-
-
-def _next(tilts: jax.Array, beta: jax.Array, target: jax.Array) -> jax.Array:
-    """The next inverse temperature: where the share is the target, or 1."""
-
-    rest = 1 - beta
-    step = furthest(lambda step: _share(tilts, step) >= target, jnp.zeros_like(beta), rest)
-    # Always further, by at least one number; below the smallest normal one there may be none.
-    least = jnp.where(beta == 0, jnp.finfo(beta.dtype).tiny, jnp.nextafter(beta, jnp.ones_like(beta)))
-    arrived = (step == rest) | ~jnp.any(jnp.isfinite(tilts))
-    return jnp.where(arrived, 1, jnp.clip(beta + step, least, 1))
-
-
-def _share(tilts: jax.Array, step: jax.Array) -> jax.Array:
-    """Effective sample size of weights `exp(step tilts)` as a share of those that are finite; 0 if there is none."""
-    finite = jnp.isfinite(tilts)
-    log_weights = jnp.where(finite, step * jnp.where(finite, tilts, 0), -jnp.inf)
-    return effective_size(log_weights) / jnp.maximum(jnp.sum(finite), 1).astype(tilts.dtype)

@@ -48,11 +48,11 @@ def test_the_evidence_and_posterior_of_a_regression_in_ten_dimensions():
 @pytest.mark.slow
 def test_the_evidence_of_a_regression_in_ten_dimensions_by_default():
     parts, evidences, _, covariance = regression_by_datum(10, 30)
-    run = repeats(smc.data_tempered(**parts), 32, max_steps=30)
+    run = repeats(smc.data_tempered(particles=1024, **parts), 32, max_steps=30)
     errors = run.state.log_evidence.astype(float) - evidences[-1]
-    # The first data say so much that a log evidence varies by 0.23 from run to run: its mean is 0.03 too small.
+    # Its standard deviation is 0.18; all at once the first data say so much that it was 0.36, and the mean -0.19.
     assert abs(errors.mean()) < 0.1
-    assert errors.std(ddof=1) < 0.4
+    assert errors.std(ddof=1) < 0.28
     _, variances = moments(run.state.population)
     np.testing.assert_allclose(np.sqrt(variances), np.sqrt(np.diag(covariance)), rtol=0.03)
 
@@ -102,7 +102,9 @@ def test_particles_are_moved_where_few_are_effective_and_after_the_last_datum(ma
     np.testing.assert_array_equal(run.info.resampled[:, :6], few)
     np.testing.assert_array_equal(run.info.num_moves[:, :6] > 0, few)
     np.testing.assert_array_equal(np.isnan(run.info.acceptance_rate[:, :6]), ~few)
-    np.testing.assert_array_equal(run.state.resamplings, few.sum(1))
+    # A datum that says very much is taken in by powers of its likelihood.
+    assert (run.state.resamplings > few.sum(1)).any()
+    assert (run.state.resamplings <= 3 * few.sum(1)).all()
 
 
 def test_weights_are_carried_from_datum_to_datum():
@@ -129,22 +131,72 @@ def test_weights_are_carried_from_datum_to_datum():
 
 
 def test_chains_add_the_variance_of_each_time_they_are_resampled():
-    algorithm = normal_mean([1.0, 1.5, 4.0, 0.0], waste_free=16, scheme=smc.systematic, effective_sample_size=0.6)
+    data = [1.0, 1.5, 4.0, 0.0, 1.9]
+    algorithm = normal_mean(data, waste_free=16, scheme=smc.systematic, effective_sample_size=0.6)
     step = jax.jit(algorithm.step)
     state = algorithm.init(None, jax.random.key(0))
-    total, logs, moved = 0.0, np.zeros(128), []
-    for time, datum in enumerate([1.0, 1.5, 4.0, 0.0]):
-        logs = logs + stats.norm.logpdf(datum, np.asarray(state.position, float))
-        means = np.exp(logs).reshape(8, 16).mean(1)
-        variance = means.var(ddof=1) / 8 / means.mean() ** 2
+    moved, rests = [], []
+    for time, datum in enumerate(data):
+        before, logs = state, np.asarray(state.population.log_weights, float)
+        means = np.exp(logs + stats.norm.logpdf(datum, np.asarray(state.position, float))).reshape(8, 16).mean(1)
         state, info = step(jax.random.key(time), state)
-        assert float(state.log_evidence_variance) == pytest.approx(total + variance, rel=1e-3)
-        moved.append(bool(info.resampled))
+        moved.append(int(state.resamplings - before.resamplings))
+        if info.effective_sample_size >= 0.6:  # at once, with the weights of those before
+            variance = means.var(ddof=1) / 8 / means.mean() ** 2
+            whole = float(before.variance_when_moved) + variance
+            assert float(state.log_evidence_variance) == pytest.approx(whole, rel=1e-3)
+            rests.append(float(before.variance_when_moved))
         if moved[-1]:
-            total, logs = total + variance, np.zeros(128)
+            assert state.variance_when_moved > before.variance_when_moved
             assert (np.asarray(state.eves).reshape(8, 16) == np.asarray(state.eves).reshape(8, 16)[:, :1]).all()
-    assert True in moved[:3]
-    assert False in moved[:3]
+        else:
+            assert state.variance_when_moved == before.variance_when_moved
+    assert moved[-1] == 1
+    assert 0 in moved
+    assert sum(moved[:-1]) > 0
+    assert max(rests) > 0
+
+
+def test_a_datum_that_says_very_much_is_taken_in_by_powers():
+    """One normal datum with a noise of 0.01: all at once hardly any draw of the prior is left."""
+    algorithm = smc.data_tempered(
+        log_prior=lambda x: -0.5 * x**2 - 0.5 * np.log(2 * np.pi),
+        log_likelihood=lambda x, y: -0.5 * ((y - x) / 0.01) ** 2 - np.log(0.01 * np.sqrt(2 * np.pi)),
+        data=jnp.array([1.0, 1.01, 1.0]),
+        sample_prior=jax.random.normal,
+        move=mcmc.random_walk_metropolis,
+        particles=256,
+    )
+    run = repeats(algorithm, 32, max_steps=4)
+    marginal = 1 + 1e-4 * np.eye(3)
+    exact = [stats.multivariate_normal(cov=marginal[:n, :n]).logpdf([1.0, 1.01, 1.0][:n]) for n in (1, 2, 3)]
+    errors = run.info.log_evidence[:, :3].astype(float) - exact
+    assert run.info.effective_sample_size[:, 0].max() < 0.05
+    assert run.state.resamplings.min() > 4
+    assert run.info.num_moves[:, 0].min() > run.info.num_moves[:, 1].max()
+    # Each of about six powers has a relative variance of one in 256: 0.15 is what a run may be off by.
+    assert errors.std(0).max() < 0.3
+    assert np.abs(errors.mean(0) / (errors.std(0, ddof=1) / np.sqrt(32))).max() < 4.5
+    draws = run.state.position
+    assert draws.mean() == pytest.approx(1.0033, abs=0.001)
+    assert draws.std() == pytest.approx(0.01 / np.sqrt(3), rel=0.05)
+
+
+def test_data_that_are_impossible_for_nearly_all_are_taken_in_at_the_first_power():
+    """Where one particle in ten is possible, those are what a share is a share of."""
+    algorithm = smc.data_tempered(
+        log_prior=lambda x: -0.5 * x**2 - 0.5 * np.log(2 * np.pi),
+        log_likelihood=lambda x, y: jnp.where(x > y, 0.0, -jnp.inf),
+        data=jnp.array([float(stats.norm.ppf(0.9))]),
+        sample_prior=jax.random.normal,
+        move=WALK,
+        particles=512,
+        moves=2,
+    )
+    run = repeats(algorithm, 4, max_steps=2)
+    assert (run.state.position > stats.norm.ppf(0.9)).all()
+    assert run.state.log_evidence.mean() == pytest.approx(np.log(0.1), abs=0.2)
+    assert (run.state.resamplings == 1).all()
 
 
 def test_a_batch_need_not_divide_the_data_and_one_datum_will_do():
