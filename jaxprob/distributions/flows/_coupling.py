@@ -6,6 +6,8 @@ Papamakarios (2019), "Neural spline flows", for splines.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,18 +77,36 @@ class Coupling(Bijector):
         return self.transformer(parameters.reshape(*a.shape[:-1], size, self.transformer.parameters))
 
     def forward_and_log_det(self, u: Any) -> tuple[jax.Array, jax.Array]:
-        a, b = jnp.split(floating(u), [self.split], axis=-1)
+        return _kept(Coupling._forward)(self, floating(u))
+
+    def inverse_and_log_det(self, x: Any) -> tuple[jax.Array, jax.Array]:
+        return _kept(Coupling._back)(self, floating(x))
+
+    def _forward(self, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a, b = jnp.split(u, [self.split], axis=-1)
         b, log_det = self._map(a, b.shape[-1]).forward_and_log_det(b)
         return jnp.concatenate([b, a], axis=-1), sum_last(log_det, self.ndims)
 
-    def inverse_and_log_det(self, x: Any) -> tuple[jax.Array, jax.Array]:
-        x = floating(x)
+    def _back(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         b, a = jnp.split(x, [x.shape[-1] - self.split], axis=-1)
         b, log_det = self._map(a, b.shape[-1]).inverse_and_log_det(b)
         return jnp.concatenate([a, b], axis=-1), sum_last(log_det, self.ndims)
 
     def inverse(self, x: Any) -> jax.Array:
         return self.inverse_and_log_det(x)[0]
+
+
+def _is_product(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """Whether an operation is a product that is dear beside its result: one that sums over 16 numbers or more."""
+    if primitive.name == "dot_general":
+        summed = params["dimension_numbers"][0][0]
+        return math.prod(operands[0].shape[axis] for axis in summed) >= 16
+    return primitive.name == "conv_general_dilated"
+
+
+# A gradient is given the products of the networks and computes all else again: less to write down and to read than
+# some fifty arrays a layer, most of which belong to the splines.
+_kept = functools.partial(jax.checkpoint, prevent_cse=False, policy=_is_product)
 
 
 def _build(
