@@ -96,9 +96,9 @@ def extrapolate(order: Any, process: Any, step: Step) -> Extrapolation:
     (one, two), (half_one, half_two) = step.memory.cleans, step.memory.halves
     memory = Memory(jnp.stack([clean, one]), jnp.stack([half, half_one]))
     use = jnp.minimum(step.taken + 1, order)
-    # Where there is no such value yet, a length of one, so that nothing is divided by zero.
-    gap = jnp.where(use >= 2, half - half_one, 1)
-    gap_before = jnp.where(use >= 3, half_one - half_two, 1)
+    # Where there is no such value yet, or times are one in their dtype, a length of one: nothing is divided by zero.
+    gap = jnp.where((use >= 2) & (half != half_one), half - half_one, 1)
+    gap_before = jnp.where((use >= 3) & (half_one != half_two), half_one - half_two, 1)
     latest, earlier = (clean - one) / gap, (one - two) / gap_before
     curve = jnp.where(use >= 3, (latest - earlier) / (gap + gap_before), 0)
     rise = jnp.where(use >= 2, latest, 0) + gap * curve

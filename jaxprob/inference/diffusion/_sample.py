@@ -31,6 +31,12 @@ def sample(
 
     Sample i has a key that is folded from i, so that it does not depend on how many there are.
 
+    With these steps the exact denoiser of a two-dimensional mixture gives its moments to the errors of 4000 draws, for
+    every Gaussian process with its default schedule and each solver's default grid: `heun(15)`, `dpm_solver(20)` (40
+    for `variance_exploding` and `elucidated`), `sde_dpm_solver(60)`, `ddim(100)`, `euler(100)`, `ancestral(200)`,
+    `euler_maruyama(500)`, `predictor_corrector(150, 2)`, `annealed_langevin(150, 20)`. For `bayesian_flow` all but
+    `heun` and `euler` want the grid "log_ratio", and `dpm_solver` 40 steps.
+
     Args:
       key: random key.
       process: a noising process; or a function of the condition of one example that makes one, such as one whose noise
