@@ -70,9 +70,9 @@ def optimal_transport(epsilon: Any = 0.5, iterations: int = 50) -> Resampler:
         25 particles    (-0.2, 3.3, 3.6) at epsilon 0.5,   (-0.3, 2.0, 3.0) at 0.1
         100 particles   (0.6, 1.9, 1.0) at epsilon 0.5,    (0.4, 0.6, 0.6) at 0.1,   standard errors 0.2 to 0.5
 
-    with standard deviations of 3, 1.6 and 1.4 a run for 100. `particle.score` was off by (-0.1, -0.3, 0.4) for 100, with
-    half of these deviations or the same, and is the choice where the transition has a density. `smc.soft(0.5)` is off
-    by (-23, -1.6, 6.1) with 1,600 particles still, as what it draws has no derivative: more particles do not mend that.
+    with standard deviations of 2.8, 1.6 and 1.4 a run for 100. `particle.score` was off by (-0.1, -0.3, 0.4) for 100,
+    with 0.7, 1.5 and 1.5, and is the choice where the transition has a density. `smc.soft(0.5)` is off by
+    (-23, -1.6, 6.1) with 1,600 particles still: what it draws has no derivative, and more particles do not mend that.
 
     Args:
       epsilon: (), above 0, weight of the entropy, relative to the sum of variances of the particles' entries; a small
