@@ -6,6 +6,7 @@ from jaxprob.scan._affine import affine as affine
 from jaxprob.scan._associative import associative as associative
 from jaxprob.scan._bounded import bounded as bounded
 from jaxprob.scan._bounded import repeat as repeat
+from jaxprob.scan._cumulative import cumulative_sum as cumulative_sum
 from jaxprob.scan._decays import Complex as Complex
 from jaxprob.scan._decays import Exponential as Exponential
 from jaxprob.scan._explain import explain as explain

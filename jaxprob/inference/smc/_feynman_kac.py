@@ -22,7 +22,7 @@ from jaxprob import core, scan
 from jaxprob.inference.smc._each import Batched, InChunks
 from jaxprob.inference.smc._each import each as _each
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
-from jaxprob.inference.smc._resampler import Resampler, adaptive, normalized
+from jaxprob.inference.smc._resampler import Resampler, adaptive
 
 
 class FeynmanKac(NamedTuple):
@@ -147,7 +147,7 @@ def step(
     """
     for_resampling, for_moves = core.random.split(core.as_key(key, "step"))
     time = state.time + 1
-    before = normalized(state.population, axis_name)
+    before = state.population
     number, dtype = before.num_particles, before.log_weights.dtype
     ahead = jnp.zeros((number,), dtype)
     if model.log_look_ahead is not None:
@@ -161,7 +161,10 @@ def step(
     particles = _each(model.transition, for_moves, number, (previous,), (time, datum), start)
     potentials = _each(model.log_potential, None, number, (previous, particles), (time, datum))
     log_weights = multiplied(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
-    increment = resampled.log_scale + total_mass(log_weights, axis_name)
+    # Resamplers take weights of any sum, and what it was belongs to the time before.
+    total = total_mass(before.log_weights, axis_name)
+    gained = jnp.where(jnp.isfinite(total), resampled.log_scale - total, 0)
+    increment = gained + total_mass(log_weights, axis_name)
     population = Population(particles, log_weights, before.log_scale + resampled.log_scale)
     info = ParticleInfo(increment, effective_size(log_weights, axis_name), ancestors)
     return ParticleState(population, time), info

@@ -115,8 +115,11 @@ class _Adaptive:
         # A branch on a batch of flags is a selection, which a key may not be an operand of.
         data, kind = jax.random.key_data(key), jax.random.key_impl(key)
 
+        # Outside of the branches, so that one pass over the weights serves this and the effective sample size.
+        total = total_mass(population.log_weights)
+
         def keep() -> tuple[Population, jax.Array]:
-            return normalized(population), jnp.arange(number, dtype=jnp.int32)
+            return normalized(population, total=total), jnp.arange(number, dtype=jnp.int32)
 
         def draw() -> tuple[Population, jax.Array]:
             ancestors = self.scheme(jax.random.wrap_key_data(data, impl=kind), population.log_weights, number)
@@ -144,10 +147,15 @@ class _Soft:
         return Resampled(Population(particles, weights, population.log_evidence), ancestors)
 
 
-def normalized(population: Population, axis_name: str | None = None) -> Population:
-    """The same measure with weights that sum to one; equal weights of no mass where it has none."""
-    total = total_mass(population.log_weights, axis_name)
-    number = population.num_particles * (1 if axis_name is None else lax.axis_size(axis_name))
+def normalized(population: Population, total: jax.Array | None = None) -> Population:
+    """The same measure with weights that sum to one; equal weights of no mass where it has none.
+
+    Args:
+      population: weighted particles.
+      total: log of the sum of their weights, (), where it is known.
+    """
+    total = total_mass(population.log_weights) if total is None else total
+    number = population.num_particles
     known = jnp.isfinite(total)
     log_weights = jnp.where(known, population.log_weights - jnp.where(known, total, 0), -math.log(number))
     return dataclasses.replace(population, log_weights=log_weights, log_scale=population.log_scale + total)

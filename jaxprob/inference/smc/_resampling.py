@@ -160,6 +160,14 @@ def add(sum_: tuple[jax.Array, jax.Array], term: tuple[jax.Array, jax.Array]) ->
     return sum_[0] + term[0] + (low < term[1]).astype(jnp.int32), low
 
 
+def cumulative(share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of the first one, two, ... shares (particle,), in whole and fractional parts."""
+    whole, fraction = split(share)
+    low = scan.cumulative_sum(fraction)
+    # As in `add`: a sum that has wrapped round is less than its last term.
+    return scan.cumulative_sum(whole + (low < fraction).astype(jnp.int32)), low
+
+
 @partial(jax.jit, static_argnames="num_draws")
 def in_order(share: jax.Array, fractions: jax.Array, num_draws: int) -> jax.Array:
     """The particle on whose share of [0, num_draws) each point `j + fractions / 2^32`, j = 0, 1, ..., lies.
@@ -169,9 +177,7 @@ def in_order(share: jax.Array, fractions: jax.Array, num_draws: int) -> jax.Arra
       fractions: (), or (num_draws,) one a point.
       num_draws: how many points there are.
     """
-    wholes = split(share)
-    zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
-    _, (high, low) = scan.scan(lambda sum_, term: (add(sum_, term),) * 2, zero, wholes)
+    high, low = cumulative(share)
     here = fractions if fractions.ndim == 0 else fractions[jnp.minimum(high, num_draws - 1)]
     return of_ends(high + (low > here).astype(jnp.int32), share, num_draws)
 
@@ -180,7 +186,7 @@ def of_ends(ends: jax.Array, share: jax.Array, num_draws: int) -> jax.Array:
     """Ancestors (num_draws,) of particles of which the first i + 1 have `ends[i]` draws."""
     # Draw j goes to the first particle that ends beyond it: as many particles end at j or before.
     passed = jnp.zeros((num_draws,), jnp.int32).at[ends].add(1, mode="drop")
-    _, ancestors = scan.scan(lambda sum_, term: (sum_ + term,) * 2, jnp.zeros((), jnp.int32), passed)
+    ancestors = scan.cumulative_sum(passed)
     # The shares add up to num_draws but for rounding: what lies beyond them belongs to the last particle with weight.
     last = jnp.max(jnp.where(share > 0, jnp.arange(share.shape[0], dtype=jnp.int32), 0))
     return jnp.minimum(ancestors, last)
@@ -189,9 +195,7 @@ def of_ends(ends: jax.Array, share: jax.Array, num_draws: int) -> jax.Array:
 @partial(jax.jit, static_argnames="num_draws")
 def independent(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
     """Independent draws (num_draws,) in proportion to the shares (particle,), in no order."""
-    wholes = split(jnp.where(jnp.sum(share) > 0, share * (num_draws / jnp.sum(share)), 1.0))
-    zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
-    _, (high, low) = scan.scan(lambda sum_, term: (add(sum_, term),) * 2, zero, wholes)
+    high, low = cumulative(jnp.where(jnp.sum(share) > 0, share * (num_draws / jnp.sum(share)), 1.0))
     cells = core.random.randint(core.fold(key, 0), (num_draws,), 0, num_draws, jnp.int32)
     fractions = core.random.bits(core.fold(key, 1), (num_draws,), jnp.uint32)
 
@@ -209,7 +213,7 @@ def independent(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
 def residual_parts(share: jax.Array, num_draws: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Certain ancestors (num_draws,), the shares left over, and how many of the ancestors are certain."""
     floor = jnp.floor(share)
-    ends = jnp.cumsum(floor.astype(jnp.int32))
+    ends = scan.cumulative_sum(floor.astype(jnp.int32))
     return of_ends(ends, floor, num_draws), share - floor, jnp.minimum(ends[-1], num_draws)
 
 
@@ -239,4 +243,4 @@ def _ssp(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
     # What the last one has is zero or one but for rounding, that is, what is missing.
     missing = num_draws - jnp.sum(offspring)
     offspring = offspring.at[holder].add(jnp.clip(missing, 0, 1))
-    return of_ends(jnp.cumsum(offspring), jnp.where(offspring > 0, share, 0), num_draws)
+    return of_ends(scan.cumulative_sum(offspring), jnp.where(offspring > 0, share, 0), num_draws)
