@@ -142,6 +142,22 @@ def test_gradients_are_finite_differences(x64):
         assert abs(middle[1]) > 0.1
 
 
+def test_the_gradient_by_all_parameters_is_a_difference(x64):
+    direction = spline_of([jnp.asarray(part) for part in parameters(1.0, 7)])
+    u = jnp.linspace(-3.5, 3.5, 12)
+
+    @jax.jit
+    @jax.value_and_grad
+    def total(step):
+        made = jax.tree.map(lambda a, b: a + step * b, spline(1.0, jnp.float64), direction)
+        value, log_det = made.forward_and_log_det(u)
+        return jnp.sum(jnp.sin(value) + jnp.cos(3 * log_det))
+
+    low, middle, high = (total(step) for step in (-1e-5, 0.0, 1e-5))
+    np.testing.assert_allclose((high[0] - low[0]) / 2e-5, middle[1], rtol=1e-6)
+    assert abs(middle[1]) > 0.1
+
+
 def spline_of(parts):
     return flows.RationalQuadraticSpline(*parts, INTERVAL)
 
