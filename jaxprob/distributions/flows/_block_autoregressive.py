@@ -147,6 +147,9 @@ def block_autoregressive(
 ) -> Architecture:
     """Flows of vectors made of `BlockAutoregressive` layers, between which the order of the numbers is reversed.
 
+    It wants larger steps than other flows: on two moons this size reaches 1.08 nats a test point in 1,500 steps of Adam
+    with a rate of 0.01 that falls to 0, and 1.26 with one of 0.002.
+
     Args:
       layers: number of layers; it costs no compile time.
       block: hidden units of each number.

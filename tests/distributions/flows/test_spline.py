@@ -10,6 +10,7 @@ from scipy import special
 
 from jaxprob import distributions as d
 from jaxprob.distributions import flows
+from jaxprob.distributions.flows._spline import positive_slope
 from tests.distributions.flows import _ordered as check
 
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
@@ -140,6 +141,14 @@ def test_gradients_are_finite_differences(x64):
                 (high[order] - low[order]) / (2 * width), middle[order + 1], rtol=1e-6, atol=1e-7
             )
         assert abs(middle[1]) > 0.1
+
+
+def test_slopes_far_below_have_the_gradient_of_their_logistic():
+    raw = np.array([-35.0, -20.0, -10.0, -5.0, 0.0, 5.0, 30.0])
+    slopes, gradients = jax.vmap(jax.value_and_grad(positive_slope))(jnp.asarray(raw, jnp.float32))
+    shifted = raw + np.log(np.expm1(1 - 1e-3))
+    np.testing.assert_allclose(slopes, np.logaddexp(0, shifted) + 1e-3, rtol=1e-5)
+    np.testing.assert_allclose(gradients, special.expit(shifted), rtol=1e-5)
 
 
 def test_the_gradient_by_all_parameters_is_a_difference(x64):
