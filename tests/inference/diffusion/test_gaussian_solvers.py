@@ -146,7 +146,9 @@ def test_heun_needs_few_steps_whatever_the_process(name):
     process = PROCESSES[name]
     start = float(process.scales(1.0)[1]) * jax.random.normal(jax.random.key(2), (64, 2))
     run = functools.partial(inference.sample, jax.random.key(0), process, exact(name), (64, 2), start=start)
-    error = run(solver=inference.heun(30)) - run(solver=inference.adaptive(1e-6))
+    # The first step even in time of a Bayesian flow is from no signal to a log ratio of 0.
+    grid = "log_ratio" if name == "bayesian_flow" else "time"
+    error = run(solver=inference.heun(30, grid)) - run(solver=inference.adaptive(1e-6))
     assert float(jnp.sqrt(jnp.mean(error**2))) < 6e-3
 
 
