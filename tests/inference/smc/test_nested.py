@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import logsumexp
 
 from jaxprob import models
 from jaxprob.distributions import Normal
@@ -176,6 +177,45 @@ def test_moves_to_where_the_likelihood_is_no_number_are_refused():
     exact = np.sqrt(np.pi) * (stats.norm.cdf(np.sqrt(2)) - 0.5)
     assert abs(z_score(np.exp(state.log_evidence.astype(float)), exact)) < 3
     assert (state.position[:, :16] > 0).all()
+
+
+def mixture(modes, deviation, prior):
+    """Equal normal modes (mode, size) and a normal prior: the parts, the log evidence and the shares of the modes."""
+    size = modes.shape[1]
+    marginal = stats.multivariate_normal(cov=(deviation**2 + prior**2) * np.eye(size))
+    terms = marginal.logpdf(modes) - np.log(len(modes))
+    evidence = logsumexp(terms)
+    places = jnp.asarray(modes, jnp.float32)
+
+    def log_normal(x, deviation):
+        return -0.5 * jnp.sum((x / deviation) ** 2, -1) - size * np.log(deviation * np.sqrt(2 * np.pi))
+
+    parts = {
+        "log_prior": lambda x: log_normal(x, prior),
+        "log_likelihood": lambda x: jax.nn.logsumexp(log_normal(places - x[None], deviation)) - np.log(len(modes)),
+        "sample_prior": lambda key: prior * jax.random.normal(key, (size,)),
+    }
+    return parts, evidence, np.exp(terms - evidence)
+
+
+@pytest.mark.slow
+def test_nine_modes_that_lie_twenty_deviations_apart_keep_their_shares():
+    modes = 4.0 * np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    parts, evidence, shares = mixture(modes, 0.2, 4.0)
+
+    def of(run):
+        near = jnp.argmin(jnp.sum((run.state.position[:, None] - jnp.asarray(modes, jnp.float32)[None]) ** 2, -1), 1)
+        found = jnp.zeros(len(modes)).at[near].add(run.state.population.weights)
+        return run.state.log_evidence, run.state.log_evidence_variance, found
+
+    logs, variances, found = runs(smc.nested(particles=500, **parts), 12, of=of)
+    errors = logs.astype(float) + variances / 2 - evidence
+    assert np.abs(errors / np.sqrt(variances)).max() < 4.5
+    assert abs(z_score(errors, 0)) < 4.5  # Student's t with 11 degrees of freedom: once in a thousand
+    assert 0.2 < errors.var(ddof=1) / variances.mean() < 4
+    # A mode is lost by none of the runs, and has on average what it should have.
+    assert (found / shares).min() > 0.3
+    assert np.abs(z_score(found, shares)).max() < 6  # of nine
 
 
 def test_both_modes_are_kept():
