@@ -1,6 +1,6 @@
 """A bootstrap filter of `particles`, for benchmarks/smc.py: run by a Python that has it, which needs NumPy below 2.
 
-Reads {"ys", "numbers", "repeats"} as JSON from standard input, writes seconds of each repeat and log likelihoods.
+Reads {"ys", "numbers", "repeats", "seed"} as JSON from standard input, writes seconds and log likelihoods of repeats.
 """
 
 import json
@@ -14,7 +14,7 @@ from particles import state_space_models
 asked = json.load(sys.stdin)
 model = state_space_models.StochVol(mu=asked["mu"], rho=asked["rho"], sigma=asked["sigma"])
 ys = np.array(asked["ys"])
-np.random.seed(0)  # noqa: NPY002 (`particles` draws from the global generator)
+np.random.seed(asked["seed"])  # noqa: NPY002 (`particles` draws from the global generator)
 
 
 def run(number):

@@ -90,8 +90,16 @@ def timed(function, seed):
     return time.perf_counter() - began, value
 
 
-def of_particles(python, number, ys, repeats):
-    asked = {"ys": ys.tolist(), "numbers": [number], "repeats": repeats, "mu": MU, "rho": RHO, "sigma": SIGMA}
+def of_particles(python, number, ys, repeats, seed):
+    asked = {
+        "ys": ys.tolist(),
+        "numbers": [number],
+        "repeats": repeats,
+        "seed": seed,
+        "mu": MU,
+        "rho": RHO,
+        "sigma": SIGMA,
+    }
     found = subprocess.run(
         [*python, str(HERE / "_particles_filter.py")],
         input=json.dumps(asked),
@@ -119,7 +127,7 @@ def filters(args):
                 seconds, value = timed(function, round_ + 1)
                 times[name].append(seconds)
                 values[name].append(value)
-            for seconds, value in of_particles(python, number, ys, 1):
+            for seconds, value in of_particles(python, number, ys, 1, round_):
                 times["particles"].append(seconds)
                 values["particles"].append(value)
         median = {name: statistics.median(each) for name, each in times.items()}

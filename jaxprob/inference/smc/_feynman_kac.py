@@ -22,7 +22,7 @@ from jaxprob import core, scan
 from jaxprob.inference.smc._each import Batched, InChunks
 from jaxprob.inference.smc._each import each as _each
 from jaxprob.inference.smc._population import Population, effective_size, total_mass
-from jaxprob.inference.smc._resampler import Resampler, adaptive
+from jaxprob.inference.smc._resampler import Adaptive, Resampler, adaptive
 
 
 class FeynmanKac(NamedTuple):
@@ -76,10 +76,14 @@ class ParticleState(NamedTuple):
     Attributes:
       population: weighted particles after the datum of `time`; the mass is the estimate of the likelihood.
       time: (), int32.
+      log_mass: (), log of the sum of their weights, so that the next step need not go over them again.
+      effective_sample_size: (), of their weights.
     """
 
     population: Population
     time: jax.Array
+    log_mass: jax.Array
+    effective_sample_size: jax.Array
 
 
 class ParticleInfo(NamedTuple):
@@ -119,8 +123,9 @@ def begin(
     potentials = _each(model.log_initial_potential, None, num_particles, (particles,), (datum,))
     dtype = core.accumulator_dtype(core.result_dtype(particles))
     log_weights = _one_number(potentials, num_particles, dtype) - math.log(number)
-    info = ParticleInfo(total_mass(log_weights, axis_name), effective_size(log_weights, axis_name), None)
-    return ParticleState(Population(particles, log_weights), jnp.zeros((), jnp.int32)), info
+    mass, size = total_mass(log_weights, axis_name), effective_size(log_weights, axis_name)
+    state = ParticleState(Population(particles, log_weights), jnp.zeros((), jnp.int32), mass, size)
+    return state, ParticleInfo(mass, size, None)
 
 
 def step(
@@ -155,19 +160,21 @@ def step(
         ahead = _one_number(ahead, number, dtype)
     # What was looked ahead goes with its particle, to be taken back whatever becomes of it.
     looked = Population((before.particles, ahead), multiplied(before.log_weights, ahead), 0.0)
-    resampled, ancestors = (adaptive() if resampler is None else resampler)(for_resampling, looked)
+    resampler = adaptive() if resampler is None else resampler
+    if isinstance(resampler, Adaptive) and model.log_look_ahead is None:
+        resampled, ancestors = resampler(for_resampling, looked, (state.log_mass, state.effective_sample_size))
+    else:
+        resampled, ancestors = resampler(for_resampling, looked)
     previous, ahead = resampled.particles
     start, _ = _place(number, axis_name)
     particles = _each(model.transition, for_moves, number, (previous,), (time, datum), start)
     potentials = _each(model.log_potential, None, number, (previous, particles), (time, datum))
     log_weights = multiplied(resampled.log_weights, _one_number(potentials, number, dtype) - ahead)
     # Resamplers take weights of any sum, and what it was belongs to the time before.
-    total = total_mass(before.log_weights, axis_name)
-    gained = jnp.where(jnp.isfinite(total), resampled.log_scale - total, 0)
-    increment = gained + total_mass(log_weights, axis_name)
+    gained = jnp.where(jnp.isfinite(state.log_mass), resampled.log_scale - state.log_mass, 0)
+    mass, size = total_mass(log_weights, axis_name), effective_size(log_weights, axis_name)
     population = Population(particles, log_weights, before.log_scale + resampled.log_scale)
-    info = ParticleInfo(increment, effective_size(log_weights, axis_name), ancestors)
-    return ParticleState(population, time), info
+    return ParticleState(population, time, mass, size), ParticleInfo(gained + mass, size, ancestors)
 
 
 class Run(NamedTuple):

@@ -67,7 +67,7 @@ def adaptive(scheme: Scheme = systematic, threshold: float = 0.5) -> Resampler:
     if core.is_number(threshold) and not 0 <= threshold <= 1:
         raise core.bad_value("adaptive", "threshold", threshold, "a share of the particles in [0, 1]")
 
-    return _Adaptive(threshold, scheme)
+    return Adaptive(threshold, scheme)
 
 
 def soft(mixture: float = 0.5, scheme: Scheme = systematic) -> Resampler:
@@ -104,19 +104,22 @@ class _Always:
 
 
 @core.pytree
-class _Adaptive:
+class Adaptive:
     """Of `adaptive`."""
 
     threshold: Any
     scheme: Scheme = core.static()
 
-    def __call__(self, key: core.Key, population: Population) -> Resampled:
+    def __call__(
+        self, key: core.Key, population: Population, known: tuple[jax.Array, jax.Array] | None = None
+    ) -> Resampled:
+        """As every resampler; `known` are the log mass and the effective sample size of the weights, where they are."""
         number = population.num_particles
+        if known is None:
+            known = total_mass(population.log_weights), population.effective_sample_size
+        total, effective = known
         # A branch on a batch of flags is a selection, which a key may not be an operand of.
         data, kind = jax.random.key_data(key), jax.random.key_impl(key)
-
-        # Outside of the branches, so that one pass over the weights serves this and the effective sample size.
-        total = total_mass(population.log_weights)
 
         def keep() -> tuple[Population, jax.Array]:
             return normalized(population, total=total), jnp.arange(number, dtype=jnp.int32)
@@ -126,7 +129,7 @@ class _Adaptive:
             return _equal(population, ancestors), ancestors
 
         least = jnp.asarray(self.threshold).astype(population.log_weights.dtype) * number
-        return Resampled(*lax.cond(population.effective_sample_size < least, draw, keep))
+        return Resampled(*lax.cond(effective < least, draw, keep))
 
 
 @core.pytree
