@@ -1,9 +1,9 @@
 """Search against sampling where the reward errs: chains of reasoning whose mistakes may look right. And evidence.
 
-A chain has ten steps. Each is right with probability 0.8; after the first mistake the chain stays wrong, and about one
-in ten is right at the end. A reward model sees the chain after each step and says `1 + noise` while it is right and
-`bias - 1 + noise` once it is wrong: the noise is new at each step, the bias is drawn at the mistake and stays. Both are
-standard normal. Methods write n chains' worth of steps: best of n; beam search (n / 4 beams, four draws of each); a
+A chain has ten steps. Each is right with probability 0.7; after the first mistake the chain stays wrong, and about one
+in thirty-five is right at the end. A reward model sees the chain after each step and says `1 + noise` while it is right
+and `bias - 1 + noise` once it is wrong: the noise is new at each step, the bias is drawn at the mistake and stays. Both
+are standard normal. Methods write n chains' worth of steps: best of n; beam search (n / 4 beams, four draws of each); a
 particle filter (multinomial resampling at each step, as published); particle Gibbs (four sweeps of n / 4 particles,
 resampled likewise) and parallel tempering of it (two temperatures, four sweeps of n / 8). Reported is how often the
 answer is right: the chain of the greatest total reward, or one drawn by weight ("drawn"; for a chain of sweeps its last
@@ -39,7 +39,7 @@ from jaxprob.inference import particle, smc
 
 HERE = Path(__file__).resolve().parent
 EVERY_STEP = {"scheme": smc.multinomial, "threshold": 1.0}
-STEPS, RIGHT, SWEEPS, NUMBERS = 10, 0.8, 4, (4, 8, 16, 32, 64)
+STEPS, RIGHT, SWEEPS, NUMBERS = 10, 0.7, 4, (4, 8, 16, 32, 64)
 # Standard deviations of the bias and of the noise, whether chains are ranked by their last reward, and what it counts.
 VARIANTS = {
     "as described": (1.0, 1.0, False, 1.0),
@@ -78,8 +78,8 @@ def methods(generator, n):
     def best_of_n(key):
         return is_right(particle.best_of_n(key, generator, STEPS, reward_of, number=n))
 
-    def beam(key):
-        found = particle.beam_search(generator, STEPS, reward_of, width=n // 4, branching=4, key=key)
+    def beam(width, branching, key):
+        found = particle.beam_search(generator, STEPS, reward_of, width=width, branching=branching, key=key)
         return is_right(found.sequences)[0]
 
     def filtered(method, key):
@@ -100,7 +100,8 @@ def methods(generator, n):
 
     found = {
         "best of n": best_of_n,
-        "beam search": beam,
+        "beam search": Partial(beam, n // 4, 4),
+        "beam search, n beams": Partial(beam, n, 2),
         "particle filter": Partial(filtered, "best"),
         "particle filter, drawn": Partial(filtered, "draw"),
     }
@@ -149,10 +150,13 @@ def accuracies(repeats, seed=0):
 
 def bars(rows):
     """What is asked of the toy: whether sampling holds where search finds the errors of the reward."""
-    sampled, beam, best = rows["particle filter"], rows["beam search"], rows["best of n"]
+    sampled, best = rows["particle filter"], rows["best of n"]
+    beam, wide = (rows[name]["64"] for name in ("beam search", "beam search, n beams"))
     return {
-        "filter_64_over_beam_64": round(sampled["64"] / beam["64"], 3) if beam["64"] else None,
-        "filter_64_at_least_1.5_beam_64": sampled["64"] > 0 and sampled["64"] >= 1.5 * beam["64"],
+        "filter_64_over_beam_64": round(sampled["64"] / beam, 3) if beam else None,
+        "filter_64_over_64_beams": round(sampled["64"] / wide, 3) if wide else None,
+        "filter_64_at_least_1.5_beam_64": sampled["64"] > 0 and sampled["64"] >= 1.5 * beam,
+        "filter_64_at_least_1.5_of_64_beams": sampled["64"] > 0 and sampled["64"] >= 1.5 * wide,
         "filter_4_minus_best_of_64": round(sampled["4"] - best["64"], 4),
         "filter_4_at_least_best_of_64_less_0.05": sampled["4"] >= best["64"] - 0.05,
     }

@@ -75,7 +75,8 @@ def soft(mixture: float = 0.5, scheme: Scheme = systematic) -> Resampler:
 
     New weights are `w_a / (mixture w_a + (1 - mixture) / N)`, a differentiable function of the old: gradients pass
     resampling, at the cost of weights that stay unequal. They are not unbiased: which ancestors are drawn has no
-    derivative.
+    derivative, and more particles do not help (see the table of `smc.optimal_transport`); `particle.score` has a
+    gradient that converges.
 
     Args:
       mixture: share of the weights in [0, 1]; at 1 nothing of a gradient is left, at 0 nothing is resampled.
