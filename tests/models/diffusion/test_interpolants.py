@@ -180,6 +180,7 @@ def test_a_bound_that_is_not_there_is_told_in_one_line():
     with pytest.raises(TypeError, match=expected) as caught:
         process.bound_ends(x)
     assert "\n" not in str(caught.value)
+    expected = r"^diffusion.negative_elbo: process is .*StochasticInterpolant; expected a process with a variational"
     with pytest.raises(TypeError, match=expected):
         samplers.negative_elbo(jax.random.key(0), process, lambda x, t, c: jnp.zeros((2, 2)), jnp.zeros((3, 2)))
 
