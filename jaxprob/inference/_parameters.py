@@ -9,13 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxprob import core, models
 from jaxprob.distributions import Distribution
 from jaxprob.inference import hmm, kalman
-from jaxprob.inference.kalman._marginal import Series
+from jaxprob.inference._series import SeriesLaw, as_series, check_priors
 from jaxprob.models.state_space import HiddenMarkov, LinearGaussian, StateSpaceModel
 
 Model = LinearGaussian | HiddenMarkov | StateSpaceModel
@@ -65,14 +63,8 @@ def parameter_posterior(
     """
     if not callable(build):
         raise core.bad_type(NAME, "build", build, "a function from parameters to a state-space model")
-    for name, prior in priors.items():
-        if not isinstance(prior, Distribution):
-            raise core.bad_type(NAME, f"priors[{name!r}]", prior, "a Distribution")
-        if name == "ys":
-            raise core.bad_value(NAME, "priors", "one of 'ys'", "names of parameters, not that of the series")
-    if np.ndim(ys) < 1:
-        raise core.bad_value(NAME, "ys", f"of shape {np.shape(ys)}", "shape (time, ...)")
-    ys = jnp.asarray(ys)
+    check_priors(NAME, priors, {"ys": "series"})
+    ys = as_series(NAME, ys)
     program = _model(build, priors, ys.shape, missing, method, linearize)
     return program.condition(ys=ys)
 
@@ -86,7 +78,7 @@ def _model(build: Any, priors: Any, shape: tuple[int, ...], missing: Any, method
 
 
 @core.pytree
-class _Series(Distribution):
+class _Series(SeriesLaw):
     """The law of a whole series."""
 
     model: Any
@@ -101,36 +93,16 @@ class _Series(Distribution):
             raise core.bad_type(NAME, "build", f"a function that returns {core.describe(self.model)}", expected)
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         return self.series_shape
 
-    @property
-    def support(self) -> Series:
-        drawn = jax.eval_shape(lambda model: self._one(jax.random.key(0), model), self.model)
-        return Series(len(self.series_shape), not jnp.issubdtype(drawn.dtype, jnp.floating))
+    def _log_prob_of_one(self, series: jax.Array) -> jax.Array:
+        if isinstance(self.model, HiddenMarkov):
+            return hmm.log_likelihood(self.model, series, missing=self.missing, method=self.method)
+        options = {"linearize": self.linearize} if isinstance(self.model, StateSpaceModel) else {}
+        return kalman.log_likelihood(self.model, series, missing=self.missing, method=self.method, **options)
 
-    def _one(self, key: core.Key, model: Any) -> jax.Array:
-        steps = self.series_shape[0]
+    def _draw_one(self, key: core.Key) -> jax.Array:
+        model, steps = self.model, self.series_shape[0]
         drawn = kalman.simulate(key, model, steps) if isinstance(model, LinearGaussian) else model.sample(key, steps)
         return drawn[1].reshape(self.series_shape)
-
-    def _log_prob(self, value: jax.Array) -> jax.Array:
-        ndims = len(self.series_shape)
-
-        def one(ys: jax.Array) -> jax.Array:
-            if isinstance(self.model, HiddenMarkov):
-                return hmm.log_likelihood(self.model, ys, missing=self.missing, method=self.method)
-            options = {"linearize": self.linearize} if isinstance(self.model, StateSpaceModel) else {}
-            return kalman.log_likelihood(self.model, ys, missing=self.missing, method=self.method, **options)
-
-        each = jax.vmap(one)(value.reshape(-1, *self.series_shape))
-        return each.reshape(value.shape[: value.ndim - ndims])
-
-    def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        keys = core.random.split(key, shape)
-        draws = jax.vmap(lambda key: self._one(key, self.model))(keys.reshape(-1))
-        return draws.reshape(*shape, *self.series_shape)

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprob import core, models
 from jaxprob.distributions import Distribution, IndependentSupport, Support
-from jaxprob.inference.kalman._marginal import Series, simulate
+from jaxprob.inference._series import SeriesLaw, as_series, check_priors
+from jaxprob.inference.kalman._marginal import simulate
 from jaxprob.inference.particle._model import as_data, laws_of, log_prob
 from jaxprob.models.state_space import HiddenMarkov, LinearGaussian, StateSpaceModel
 
@@ -55,11 +55,7 @@ def state_posterior(
     '-6.595'
     """
     priors = {} if priors is None else dict(priors)
-    for name, prior in priors.items():
-        if not isinstance(prior, Distribution):
-            raise core.bad_type(NAME, f"priors[{name!r}]", prior, "a Distribution")
-        if name in ("states", "ys"):
-            raise core.bad_value(NAME, "priors", f"one of {name!r}", "names of parameters")
+    check_priors(NAME, priors, {"ys": "series", "states": "states"})
     if priors:
         if not callable(model):
             todo = "Such as build(parameters), which returns a StateSpaceModel"
@@ -68,9 +64,7 @@ def state_posterior(
     else:
         _check(model, "a StateSpaceModel or a LinearGaussian")
         build = jax.tree_util.Partial(_given, model)
-    if np.ndim(ys) < 1:
-        raise core.bad_value(NAME, "ys", f"of shape {np.shape(ys)}", "shape (time, ...)")
-    ys = jnp.asarray(ys)
+    ys = as_series(NAME, ys)
     return _model(build, priors, ys.shape, missing).condition(ys=ys)
 
 
@@ -99,15 +93,11 @@ def _model(build: Any, priors: Any, shape: tuple[int, ...], missing: Any) -> Any
 
 
 @core.pytree
-class _States(Distribution):
+class _States(SeriesLaw):
     """The law of the states of a model, before anything is observed."""
 
     model: Any
     length: int = core.static()
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        return ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -118,26 +108,18 @@ class _States(Distribution):
         own = laws_of(NAME, self.model).initial.support
         return IndependentSupport(own, len(self.event_shape) - own.event_ndims)
 
-    def _log_prob(self, value: jax.Array) -> jax.Array:
+    def _log_prob_of_one(self, series: jax.Array) -> jax.Array:
         laws = laws_of(NAME, self.model)
+        moves = jax.vmap(lambda before, after, t: log_prob(laws.next_state(before, t), after))
+        first = log_prob(laws.initial, series[0])
+        return first + jnp.sum(moves(series[:-1], series[1:], jnp.arange(self.length - 1)))
 
-        def one(states: jax.Array) -> jax.Array:
-            first = log_prob(laws.initial, states[0])
-            times = jnp.arange(self.length - 1)
-            moves = jax.vmap(lambda before, after, t: log_prob(laws.next_state(before, t), after))
-            return first + jnp.sum(moves(states[:-1], states[1:], times))
-
-        lead = value.shape[: value.ndim - len(self.event_shape)]
-        return jax.vmap(one)(value.reshape(-1, *self.event_shape)).reshape(lead)
-
-    def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        keys = core.random.split(key, shape).reshape(-1)
-        draws = jax.vmap(lambda key: simulate(key, self.model, self.length)[0])(keys)
-        return draws.reshape(*shape, *self.event_shape)
+    def _draw_one(self, key: core.Key) -> jax.Array:
+        return simulate(key, self.model, self.length)[0].reshape(self.event_shape)
 
 
 @core.pytree
-class _Observations(Distribution):
+class _Observations(SeriesLaw):
     """The law of a whole series, given the states; NaN is missing."""
 
     model: Any
@@ -146,34 +128,16 @@ class _Observations(Distribution):
     series_shape: tuple[int, ...] = core.static()
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         return self.series_shape
 
-    @property
-    def support(self) -> Series:
-        drawn = jax.eval_shape(lambda law: law._one(jax.random.key(0)), self)
-        return Series(len(self.series_shape), not jnp.issubdtype(drawn.dtype, jnp.floating))
+    def _log_prob_of_one(self, series: jax.Array) -> jax.Array:
+        data = as_data(NAME, self.model, series, self.missing)
+        log_observation = laws_of(NAME, self.model).log_observation
+        return jnp.sum(jax.vmap(log_observation)(self.states, jnp.arange(len(self.states)), data))
 
-    def _one(self, key: core.Key) -> jax.Array:
+    def _draw_one(self, key: core.Key) -> jax.Array:
         observed: Any = laws_of(NAME, self.model).observed
         times = jnp.arange(self.series_shape[0])
         draw = jax.vmap(lambda key, state, t: observed(state, t).sample(key))
         return draw(core.random.split(key, times.size), self.states, times).reshape(self.series_shape)
-
-    def _log_prob(self, value: jax.Array) -> jax.Array:
-        log_observation = laws_of(NAME, self.model).log_observation
-
-        def one(ys: jax.Array) -> jax.Array:
-            data = as_data(NAME, self.model, ys, self.missing)
-            return jnp.sum(jax.vmap(log_observation)(self.states, jnp.arange(len(self.states)), data))
-
-        lead = value.shape[: value.ndim - len(self.series_shape)]
-        return jax.vmap(one)(value.reshape(-1, *self.series_shape)).reshape(lead)
-
-    def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        draws = jax.vmap(self._one)(core.random.split(key, shape).reshape(-1))
-        return draws.reshape(*shape, *self.series_shape)

@@ -8,41 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxprob import core, scan
-from jaxprob.distributions import Distribution, Identity, Support
+from jaxprob.inference._series import SeriesLaw
 from jaxprob.inference.kalman._filter import log_likelihood, pick
 from jaxprob.inference.kalman._square_root import square_root
 from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
 
 
 @core.pytree
-class Series(Support):
-    """Series of numbers in which an entry may be missing, NaN."""
-
-    ndims: int = core.static(default=1)
-    discrete: bool = core.static(default=False)
-
-    @property
-    def event_ndims(self) -> int:
-        """Axes of a series."""
-        return self.ndims
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether the numbers are integers."""
-        return self.discrete
-
-    def contains(self, x: Any) -> jax.Array:
-        """Whether no entry is infinite."""
-        return jnp.all(~jnp.isinf(core.as_float(x)), tuple(range(-self.ndims, 0)))
-
-    @property
-    def bijector(self) -> Identity:
-        """A series as it is."""
-        return Identity(self.ndims)
-
-
-@core.pytree
-class Marginal(Distribution):
+class Marginal(SeriesLaw):
     """The law of the observations of a model; of `marginal`.
 
     Attributes:
@@ -56,32 +29,16 @@ class Marginal(Distribution):
     method: str = core.static(default="auto")
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """None: one series."""
-        return ()
-
-    @property
     def event_shape(self) -> tuple[int, ...]:
         """(length,) of a model with one observed number, (length, m) else."""
         m = self.model.observation_size
         return (self.length,) if m == 1 else (self.length, m)
 
-    @property
-    def support(self) -> Series:
-        """All finite series, and what is missing of them."""
-        return Series(len(self.event_shape))
+    def _log_prob_of_one(self, series: jax.Array) -> jax.Array:
+        return log_likelihood(self.model, series, method=self.method)
 
-    def _log_prob(self, value: jax.Array) -> jax.Array:
-        one = self.event_shape
-        each = jax.vmap(lambda ys: log_likelihood(self.model, ys, method=self.method))
-        return each(value.reshape(-1, *one)).reshape(value.shape[: value.ndim - len(one)])
-
-    def _sample(self, key: core.Key, shape: tuple[int, ...]) -> jax.Array:
-        size = 1
-        for length in shape:
-            size *= length
-        draws = jax.vmap(lambda key: simulate(key, self.model, self.length)[1])(core.random.split(key, size))
-        return draws.reshape(*shape, *self.event_shape)
+    def _draw_one(self, key: core.Key) -> jax.Array:
+        return simulate(key, self.model, self.length)[1].reshape(self.event_shape)
 
 
 def marginal(model: LinearGaussian, length: int, *, method: str = "auto") -> Marginal:
