@@ -29,6 +29,7 @@ _TURNS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
+@jax.jit  # traced and lowered once a shape
 def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The block cipher on counters of two words, with a key (2,)."""
     words = key[0], key[1], key[0] ^ key[1] ^ _PARITY
