@@ -166,6 +166,17 @@ def log_likelihood(
     return _log_likelihood(model, *as_request(function, model, ys, missing, method, linearize, iterations))
 
 
+def as_iterations(function: str, iterations: Any) -> int:
+    """A number of linearisations.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise core.bad_value(function, "iterations", iterations, "a number of linearisations, at least 1")
+    return iterations
+
+
 def as_request(
     function: str, model: Any, ys: Any, missing: Any, method: str, linearize: Any = None, iterations: int = 1
 ) -> tuple[jax.Array, jax.Array, How]:
@@ -173,8 +184,7 @@ def as_request(
     if not isinstance(model, LinearGaussian | StateSpaceModel):
         raise core.bad_type(function, "model", model, "a LinearGaussian or a StateSpaceModel")
     rule = as_rule(function, linearize)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise core.bad_value(function, "iterations", iterations, "a number of linearisations, at least 1")
+    as_iterations(function, iterations)
     if not isinstance(model, StateSpaceModel):
         values, seen = as_observations(function, model, ys, missing)
         return values, seen, How(function, pick(function, model, values.shape[0], method))

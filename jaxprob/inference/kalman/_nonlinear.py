@@ -38,31 +38,55 @@ def run(
       iterations: how often an observation is linearised: at the predicted law, and then at what it made of that.
     """
     dtype, times = conditional.working_dtype(model, ys), ys.shape[0]
-    mean, factor = conditional.start(function, model, dtype)
-    start = Moments(jnp.expand_dims(mean, 1), factor)
-    values = conditional.filled(model, ys.astype(dtype), seen) if isinstance(rule, Laplace) else ys.astype(dtype)
-    moving = Extended() if isinstance(rule, Laplace) else rule
+    start = first(function, model, dtype)
 
     def body(moments: Moments, now: Any) -> tuple[Moments, Any]:
-        time, y, there = now
-        if isinstance(rule, Laplace):
-            density = conditional.log_density(model, time, y, there)
-            filtered, found = _by_mode(moments, density, y)
-            emission = _blind(moments, y)
-        else:
-            given = conditional.observation(function, model, time, dtype)
-            filtered, found, emission = _by_moments(moments, given, y, there, rule, iterations)
-        given = conditional.transition(function, model, time, dtype)
-        move = moving.linearize(given, filtered.mean[:, 0], filtered.factor)
-        noise = conditional.root_of(move.covariance)
-        after = predict(filtered, move.matrix, move.offset, noise)
-        return after, (Step(move.matrix, move.offset, noise, *emission, there), moments, filtered, found)
+        after, step, filtered, found = advance(function, model, rule, iterations, moments, *now)
+        return after, (step, moments, filtered, found)
 
     # For a gradient only the moments between steps are kept: to compute a step again costs less than to store it.
     body = jax.checkpoint(body, prevent_cse=False)
-    inputs = (jnp.arange(times), values, seen)
+    inputs = (jnp.arange(times), values_of(model, ys.astype(dtype), seen, rule), seen)
     _, (steps, predicted, filtered, found) = scan.scan(body, start, inputs)
     return Steps(start, NOTHING, steps), predicted, filtered, found
+
+
+def first(function: str, model: StateSpaceModel, dtype: Any) -> Moments:
+    """The law of the state at the first observation."""
+    mean, factor = conditional.start(function, model, dtype)
+    return Moments(jnp.expand_dims(mean, 1), factor)
+
+
+def values_of(model: StateSpaceModel, ys: jax.Array, seen: jax.Array, rule: Rule) -> jax.Array:
+    """Observations as `advance` takes them: for densities, with numbers that may be where one is missing."""
+    return conditional.filled(model, ys, seen) if isinstance(rule, Laplace) else ys
+
+
+def advance(
+    function: str,
+    model: StateSpaceModel,
+    rule: Rule,
+    iterations: int,
+    moments: Moments,
+    time: Any,
+    y: jax.Array,
+    seen: jax.Array,
+) -> tuple[Moments, Step, Moments, Seen]:
+    """From the prediction of a time to that of the next; the linear step; the filtered moments; and what was seen."""
+    dtype = moments.mean.dtype
+    moving = Extended() if isinstance(rule, Laplace) else rule
+    if isinstance(rule, Laplace):
+        density = conditional.log_density(model, time, y, seen)
+        filtered, found = _by_mode(moments, density, y)
+        emission = _blind(moments, y)
+    else:
+        given = conditional.observation(function, model, time, dtype)
+        filtered, found, emission = _by_moments(moments, given, y, seen, rule, iterations)
+    given = conditional.transition(function, model, time, dtype)
+    move = moving.linearize(given, filtered.mean[:, 0], filtered.factor)
+    noise = conditional.root_of(move.covariance)
+    after = predict(filtered, move.matrix, move.offset, noise)
+    return after, Step(move.matrix, move.offset, noise, *emission, seen), filtered, found
 
 
 def shifted(linear: Linear, y: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

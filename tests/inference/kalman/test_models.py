@@ -191,28 +191,6 @@ def test_bad_origins():
             kalman.forecast(model, found, 2, origins=origins)
 
 
-def follows_the_filter(model, ys, tolerance):
-    found, state = kalman.filter(model, ys), kalman.init(model)
-    step = jax.jit(kalman.step)
-    for t, y in enumerate(ys):
-        state = step(model, state, y)
-        np.testing.assert_allclose(state.mean, found.mean[t], rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(state.factor, found.factor[t], rtol=10 * tolerance, atol=10 * tolerance)
-        likelihood = found.log_likelihoods[t]
-        np.testing.assert_allclose(state.log_likelihood, likelihood, rtol=tolerance, atol=tolerance)
-
-
-def test_a_stream_is_the_filter():
-    model, ys = make("random", gaps=True, dtype=np.float32)
-    follows_the_filter(model, ys, 1e-5)
-
-
-def test_a_stream_from_a_diffuse_state_is_the_filter(x64):
-    """In float64: a slope near 8 is the difference of levels near 1,000, of which float32 has no more than 1e-5."""
-    ys = np.asarray(NILE[:9, None], float)
-    follows_the_filter(trend(dtype=np.float64), ys, 1e-9)
-
-
 def test_innovations_of_the_right_model_and_of_a_wrong_one():
     """p-values above 1e-4 where the model is right (false alarms: 1 in 3,000), below it where it is not."""
     model = dataclasses.replace(make("random", dtype=np.float32)[0])
