@@ -62,6 +62,7 @@ from jaxprob.core._sinkhorn import sinkhorn_log_plan as sinkhorn_log_plan
 from jaxprob.core._sinkhorn import sinkhorn_rows as sinkhorn_rows
 from jaxprob.core._trees import check_same_structure as check_same_structure
 from jaxprob.core._trees import dot as dot
+from jaxprob.core._trees import is_function as is_function
 from jaxprob.core._trees import leaf_name as leaf_name
 from jaxprob.core._trees import map_named as map_named
 from jaxprob.core._trees import match_patterns as match_patterns

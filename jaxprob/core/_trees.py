@@ -61,6 +61,17 @@ def ravel(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
     return jnp.concatenate([jnp.zeros((0,), dtype)] + [leaf.ravel().astype(dtype) for leaf in leaves]), unravel
 
 
+def is_function(x: Any) -> bool:
+    """Whether something is to be called: a function or a `Partial`, and no pytree of arrays that can be called as well.
+
+    Networks are such pytrees in some libraries, and a position may be one.
+
+    >>> is_function(abs), is_function(jax.tree_util.Partial(abs)), is_function({"x": 1.0})
+    (True, True, False)
+    """
+    return callable(x) and (isinstance(x, jax.tree_util.Partial) or jax.tree_util.all_leaves([x]))
+
+
 def size(tree: Any) -> int:
     """Number of scalars in a pytree of arrays."""
     return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(tree))

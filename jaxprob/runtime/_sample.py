@@ -405,7 +405,7 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: boo
         )
     if isinstance(initial, str):
         each = approximate_starts(target, initial, key, chains)
-    elif callable(initial):
+    elif core.is_function(initial):
         each = [initial(_program.start_key(core.fold(key, chain), 0)) for chain in range(chains)]
     else:
         each = [initial] * chains

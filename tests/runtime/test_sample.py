@@ -14,7 +14,7 @@ import pytest
 import jaxprob
 from jaxprob import core, models, runtime
 from jaxprob.distributions import HalfCauchy, Normal
-from jaxprob.inference import mcmc
+from jaxprob.inference import mcmc, vi
 from tests.runtime import _targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +138,29 @@ def test_positions_are_any_pytree():
     result = jaxprob.sample(log_density, KEY, initial=start, chains=2, warmup=20, draws=10, devices=1)
     assert jax.tree.structure(result.draws) == jax.tree.structure(start)
     assert result.draws["a"].shape == (2, 10, 2, 3)
+
+
+@core.pytree
+class Network:
+    """Parameters that can be called, as networks are in some libraries."""
+
+    weight: jax.Array
+
+    def __call__(self, x):
+        raise AssertionError("a position is no function of a key")
+
+
+def test_a_position_that_can_be_called_is_a_position():
+    start = Network(jnp.ones(2))
+
+    def log_density(net):
+        return -0.5 * jnp.sum(net.weight**2)
+
+    result = jaxprob.sample(log_density, KEY, initial=start, chains=2, warmup=20, draws=5, devices=1)
+    assert isinstance(result.draws, Network)
+    assert result.draws.weight.shape == (2, 5, 2)
+    found = vi.fit(log_density, KEY, vi.mean_field(), initial=start, max_steps=4, window=2)
+    assert isinstance(found.guide.sample(KEY), Network)
 
 
 @pytest.mark.parametrize("thin", [1, 2])

@@ -36,7 +36,7 @@ def as_target(
         initial = getattr(log_density, "initial", None)
         if not callable(initial):
             raise core.bad_value(function, "initial", None, "a position, or a function of a key that draws one")
-    return (target, None, initial) if callable(initial) else (target, initial, None)
+    return (target, None, initial) if core.is_function(initial) else (target, initial, None)
 
 
 def check_start(log_density: jax.Array, function: str, tried: str = "") -> None:
