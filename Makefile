@@ -5,6 +5,8 @@ RUN := $(UV) run --frozen
 TEST := $(RUN) --extra examples --extra flows --extra plots --extra arviz --group test --group bench
 OPTIMIZED := XLA_FLAGS=--xla_force_host_platform_device_count=8
 WORKERS ?= 2
+# Without bytecode every process that a test starts compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format imports types check bench notebooks clean

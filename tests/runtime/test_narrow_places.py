@@ -73,7 +73,6 @@ def test_options_of_the_warm_up_alone_are_options_of_the_default():
     assert result.stats["tree_depth"].max() <= 7
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize("at", [60, 230], ids=["in warm-up", "in sampling"])
 def test_stopped_and_resumed_on_other_devices_the_draws_are_the_same(tmp_path, short_chunks, at):  # noqa: F811
     whole = jaxprob.sample(narrow_laplace, KEY, devices=2, **OPTIONS)
@@ -94,7 +93,6 @@ def test_stopped_and_resumed_on_other_devices_the_draws_are_the_same(tmp_path, s
         jaxprob.sample(narrow_laplace, KEY, out=tmp_path / "run", resume=True, algorithm=mcmc.nuts, **OPTIONS)
 
 
-@pytest.mark.optimized
 def test_every_executor_and_a_ready_kernel_give_the_same_draws():
     whole = jaxprob.sample(narrow_laplace, KEY, devices=1, **OPTIONS)
     mapped = jaxprob.sample(narrow_laplace, KEY, devices=4, executor="pmap", **OPTIONS)

@@ -215,13 +215,11 @@ class Crasher(Stopper):
             raise CrashError
 
 
-@pytest.mark.optimized
 def test_training_that_is_stopped_and_that_crashes_has_the_bits_of_one_that_is_not(tmp_path, short_chunks):  # noqa: F811
     """With a buffer that is drawn anew every few steps, and the optimiser's state, both in the midst."""
     sampler = masked_sampler(lambda x: 0.7 * jnp.mean(x[1:] == x[:-1]), 3, 4, buffer=12, every=5)
     options = {
-        # A function, since these parameters can be called themselves.
-        "initial": lambda key: sampler.init(jax.random.key(0)),
+        "initial": sampler.init(jax.random.key(0)),
         "algorithm": sampler_training(sampler),
         "chains": 1,
         "draws": 24,
