@@ -5,7 +5,9 @@
 - dimension: S197, the score of two normal laws in 2 to 16 dimensions from 4000 points, beside a kernel density.
 - reparameterized: S229, routed decoding of a grammar; thermodynamics_binomial: S166, a heartbeat of bits; both in
   `_discrete_systems.py`.
-- processes: S254, series at irregular times with noise that is a function, in `_function_systems.py`.
+- processes_DATA: S254, series at irregular times with noise that is a function, in `_function_systems.py`.
+- bayesian_flow_tokens, bayesian_flow_numbers: S175, sources of bits and a mixture in the plane, in
+  `_bayesian_flow_systems.py`.
 
 A check says what should be, and whether it was so.
 
@@ -152,9 +154,55 @@ def kernel_density_nats(train, test, width):
     return -np.mean(special.logsumexp(-0.5 * squares / width**2, 1) - log_scale)
 
 
+def ridge_potential(process, width=128, features=32):
+    """A network with a norm as in the paper's theory, and that norm: `init(key, x)`, `apply`, `norm(params)`.
+
+    Where p_0 is exp(f) times the standard normal density, so is p_t with an f_t whose slope is alpha times the mean of
+    that of f. The network is the slope of a sum of ridge functions of alpha x, whose directions are the same at all
+    times; the norm is that of the coefficients times the squared lengths of the directions, which does not know the
+    axes. Output is v: minus sigma / alpha times the slope of f_t.
+    """
+
+    def init(key, x):
+        directions, first, last, offsets = (jax.random.fold_in(key, i) for i in range(4))
+        shift = jax.random.uniform(offsets, (width,), minval=-2.0, maxval=2.0)
+        return {
+            "directions": jax.random.normal(directions, (width, len(x))) / jnp.sqrt(len(x)),
+            "first": {"kernel": jax.random.normal(first, (4, features)) / 2, "bias": jnp.zeros(features)},
+            "last": {
+                "kernel": 0.1 * jax.random.normal(last, (features, 3 * width)),
+                "bias": jnp.concatenate([jnp.zeros(width), shift, jnp.ones(width)]),
+            },
+        }
+
+    def ridges(params, t):
+        """Coefficients, offsets and steepness of all ridges at a time."""
+        alpha, sigma = process.scales(t)
+        hidden = jnp.stack([t, alpha, sigma, t**2]) @ params["first"]["kernel"] + params["first"]["bias"]
+        return jnp.split(jnp.tanh(hidden) @ params["last"]["kernel"] + params["last"]["bias"], 3)
+
+    def apply(params, x, t, condition):
+        alpha, sigma = process.scales(t)
+        coefficients, offsets, steepness = ridges(params, t)
+        heights = jax.nn.silu(steepness * (params["directions"] @ (alpha * x)) + offsets)
+        return -sigma * (coefficients * heights) @ params["directions"]
+
+    def norm(params):
+        coefficients, _, steepness = jax.vmap(partial(ridges, params))(jnp.linspace(0.05, 0.95, 8))
+        return jnp.mean(jnp.abs(coefficients * steepness) @ jnp.sum(params["directions"] ** 2, 1))
+
+    return init, apply, norm
+
+
 def dimension(rows):
     count, sizes = 4000, (2, 4, 8, 16)
-    process = diffusion.variance_preserving(diffusion.cosine(10.0, -10.0), "v")
+    process = diffusion.variance_preserving(diffusion.cosine(10.0, -10.0), "v", "bound")
+    init, apply, norm = ridge_potential(process)
+    objective = diffusion.loss(process, apply)
+
+    def loss(params, batch, key):
+        return objective(params, batch, key) + 3e-3 * norm(params)
+
     times = jnp.linspace(0.05, 0.95, 10)
     results = {}
     for size in sizes:
@@ -170,12 +218,10 @@ def dimension(rows):
 
         xs, test = draw(count), draw(2000)
         exact = diffusion.gaussian_mixture_denoiser(process, [0.5, 0.5], means, covariance)
-        net = networks.perceptron(width=128, depth=2)
         params = train(
-            lambda key, net=net, size=size: net.init(key, jnp.zeros(size), 0.5, None),
-            diffusion.loss(process, net.apply), jnp.asarray(xs, jnp.float32), 3000, 1e-3, 512,
-        )  # fmt: skip
-        denoiser = partial(net.apply, params)
+            lambda key, size=size: init(key, jnp.zeros(size)), loss, jnp.asarray(xs, jnp.float32), 4000, 1e-2, 512
+        )
+        denoiser = partial(apply, params)
 
         def errors(key, x0, t, denoiser=denoiser, exact=exact):
             xt = process.corrupt(key, x0, t)
@@ -207,11 +253,11 @@ def dimension(rows):
     check(rows, "growth of the gap of a kernel density, best width", growth[3], ">= 5", growth[3] >= 5)
 
 
-def elsewhere(module, name):
-    """A part of another file: a function of nothing, whose "checks" are the rows."""
+def elsewhere(module, name, *args):
+    """A part of another file: a function whose "checks" are the rows."""
 
     def part(rows):
-        rows += getattr(importlib.import_module(f"benchmarks.{module}"), name)()["checks"]
+        rows += getattr(importlib.import_module(f"benchmarks.{module}"), name)(*args)["checks"]
 
     return part
 
@@ -221,7 +267,12 @@ PARTS = {
     "dimension": dimension,
     "reparameterized": elsewhere("_discrete_systems", "reparameterized"),
     "thermodynamics_binomial": elsewhere("_discrete_systems", "thermodynamics_binomial"),
-    "processes": elsewhere("_function_systems", "process_diffusion"),
+    "bayesian_flow_tokens": elsewhere("_bayesian_flow_systems", "tokens"),
+    "bayesian_flow_numbers": elsewhere("_bayesian_flow_systems", "numbers"),
+    **{
+        f"processes_{data}": elsewhere("_function_systems", "process_diffusion", data)
+        for data in ("ornstein_uhlenbeck", "cox_ingersoll_ross", "sinusoids")
+    },
 }
 
 
