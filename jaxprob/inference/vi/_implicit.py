@@ -23,6 +23,7 @@ from jaxprob.inference.vi._objective import Objective, of_draws
 from jaxprob.inference.vi._place import Place
 
 MODES = ("exact", "smallest")
+START = 0.5  # standard deviation of what a perceptron makes before it is fitted, in each direction that z reaches
 
 
 @core.pytree
@@ -77,6 +78,21 @@ class MatrixNetwork:
             if i < len(self.left) - 1:
                 matrix = jnp.tanh(matrix)
         return matrix.reshape(-1)[: self.size]
+
+
+@core.pytree
+class _Curved:
+    """An affine map and what bends it, which is nothing at first.
+
+    The linearised entropy counts twice what a fold lays on one another, so that a fit which comes near a fold goes into
+    it: from random weights the bound of a banana in two dimensions came out 1.7 nats above its evidence.
+    """
+
+    plain: Perceptron
+    bend: Perceptron
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        return self.plain(z) + self.bend(z)
 
 
 @core.pytree
@@ -139,7 +155,8 @@ def implicit(latent: int, hidden: tuple[int, ...] | str = (32, 32), sigma: float
 
     Args:
       latent: numbers of noise that the network takes.
-      hidden: widths of a multilayer perceptron; or "matrix" for a `vi.MatrixNetwork`, for very many numbers.
+      hidden: widths of a multilayer perceptron, which is added to an affine map and is zero at first; () for the affine
+        map alone; or "matrix" for a `vi.MatrixNetwork`, for very many numbers.
       sigma: standard deviation of the noise that is added, to start from.
 
     Source: Uppal et al. (2023).
@@ -162,8 +179,14 @@ def _build(latent: int, hidden: Any, sigma: float, key: core.Key, position: Any)
     if hidden == "matrix":
         generator: Any = MatrixNetwork.init(key, latent, layout.size, dtype=layout.dtype)
     else:
-        sizes = (latent, *hidden, layout.size)
-        generator = Perceptron.init(key, sizes, activation=jnp.tanh, last_scale=1.0, dtype=layout.dtype)
+        long, short = max(latent, layout.size), min(latent, layout.size)
+        frame = jnp.linalg.qr(core.random.normal(key, (long, short), layout.dtype))[0]
+        weight = START * (frame if latent == long else frame.T)
+        generator = Perceptron((weight,), (jnp.zeros(layout.size, layout.dtype),))
+        if hidden:
+            sizes = (latent, *hidden, layout.size)
+            bend = Perceptron.init(core.fold(key, 1), sizes, activation=jnp.tanh, dtype=layout.dtype)
+            generator = _Curved(generator, bend)
     log_sigma = jnp.full((), math.log(sigma), layout.dtype)
     return ImplicitGuide(generator, layout.ravel(position), log_sigma, latent, layout)
 
