@@ -228,8 +228,8 @@ def trainer(model, loss, steps=2000, every=50):
 
 
 def collaborative_filtering(rows, seeds=(0,)):
-    # A smaller weight of the divergence pays where tastes have many sides (twenty latent numbers), and a multinomial
-    # likelihood where an item may be chosen again; where each is chosen once of five, bits and the whole weight are best.
+    # A smaller weight of the divergence and a multinomial likelihood pay where there are many tastes and an item may be
+    # chosen again; where each is chosen once, by few tastes, bits are best, and the whole weight.
     for name, repeated in (("once", False), ("repeated", True)):
         recommendations(rows, name, repeated, seeds)
 
