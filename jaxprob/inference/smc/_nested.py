@@ -159,8 +159,9 @@ def nested(
       max_steps: steps at most; the dead need as many places. A step takes `-log(1 - batch / particles)` nats of volume,
         of which there are about the information and `5` more to take; by default 69.
       moves: transitions of each copy; None for as many as it takes until no scalar of a position, nor its squared
-        deviation, has a correlation above `max(0.1, 3 / sqrt(batch))` with what it was (more for hundreds). A batch
-        below 36 is too small to tell.
+        deviation, has a correlation above `max(0.1, 3 / sqrt(batch))` with what it was (more for hundreds), and where
+        that is above 0.1, on from there as long as it should take to come to 0.1. A batch below 36 is too small to
+        tell.
       max_moves: at most, where `moves` is None.
       step_size: (), the first; by default what suits a standard normal law of that dimension.
       acceptance: rate the step size is adapted to, as in `smc.tempered`.

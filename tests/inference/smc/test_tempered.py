@@ -229,11 +229,38 @@ def test_moves_go_on_until_particles_have_left_their_places():
         one, other = (np.column_stack([x["a"], x["b"]]) for x in (particles, moved.particles))
         one, other = (np.column_stack([x, (x - x.mean(0)) ** 2]) for x in (one, other))
         exact = max(abs(np.corrcoef(one[:, i], other[:, i])[0, 1]) for i in range(6))
-        assert float(moved.correlation) == pytest.approx(exact, abs=1e-5)
         after[most] = moved
+        if most == 3:  # where moves go on it is the least that there was
+            assert float(moved.correlation) == pytest.approx(exact, abs=1e-5)
+        assert float(moved.correlation) <= exact + 1e-5
     assert after[200].correlation <= 0.15 < after[3].correlation
     assert 3 == after[3].number < after[200].number < 200
     assert float(after[200].step_size) == pytest.approx(2.38 / np.sqrt(3), rel=0.3)
+
+
+def test_few_particles_go_on_for_as_long_as_chance_hides_what_they_remember():
+    # An autoregression of 0.8: at 3 / sqrt(100) after 5.4 moves, and at a tenth after 10.3.
+    def factory(log_density):
+        def step(key, state):
+            return Place(0.8 * state.position + 0.6 * jax.random.normal(key)), None
+
+        return core.Algorithm(lambda position, key: Place(position), step)
+
+    move = moves_of.as_move("f", factory, None, 100, None, None)
+
+    def moves(number, key):
+        one, other = jax.random.split(key)
+        particles = jax.random.normal(one, (number,))
+        go = partial(moves_of.go, move, other, jnp.sum, particles, jnp.float32(1), None)
+        return go().number
+
+    def mean(number):
+        return jax.jit(jax.vmap(partial(moves, number)))(jax.random.split(jax.random.key(number), 200)).mean()
+
+    few, many = mean(100), mean(2000)
+    # Where they ended at what chance makes it were 6.2; the standard error is 0.17.
+    assert 8.5 < few < 12
+    assert 9.5 < many < 11.5
 
 
 class Place(NamedTuple):
