@@ -28,6 +28,7 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,8 +39,22 @@ from jaxprob import scan
 from jaxprob.models import sequence
 
 HERE = Path(__file__).resolve().parent
-KEYS, VALUES = 16, 8
-IDLE = KEYS + VALUES
+TASK = ("values", "keys", "writes", "width", "heads", "steps", "batch", "rate")
+
+
+class Task(NamedTuple):
+    """Keys and values that there are; keys of a sequence, how often each is written, and the length if it is given."""
+
+    known: int
+    values: int
+    keys: int
+    writes: int
+    length: int | None
+
+    @property
+    def vocabulary(self):
+        return self.known + self.values + (self.length is not None)  # with a token for idle times, the last
+
 
 LinearAttention = type(sequence.gated_linear_attention(4))
 
@@ -83,27 +98,28 @@ def cores(width, heads):
     }
 
 
-def problem(key, keys, writes, length=None):
+def problem(key, task):
     """Tokens: key, value, key, value, ..., then the keys; the places of these; and the values that answer them."""
+    known, number, keys, writes, length = task
     for_keys, for_values, for_order = jax.random.split(key, 3)
-    chosen = jax.random.choice(for_keys, KEYS, (keys,), replace=False)
+    chosen = jax.random.choice(for_keys, known, (keys,), replace=False)
     # Each value once for a key, so that none of the old ones is right by chance.
-    values = jax.vmap(lambda key: jax.random.permutation(key, VALUES)[:writes])(jax.random.split(for_values, keys))
+    values = jax.vmap(lambda key: jax.random.permutation(key, number)[:writes])(jax.random.split(for_values, keys))
     order = jax.random.permutation(for_order, keys * writes)
     which, time = order // writes, jnp.arange(keys * writes)
     last = jax.vmap(lambda one: jnp.max(jnp.where(which == one, time, -1)))(jnp.arange(keys))
     shown = values.reshape(-1)[order]
-    pairs = jnp.stack([chosen[which], KEYS + shown], 1).reshape(-1)
+    pairs = jnp.stack([chosen[which], known + shown], 1).reshape(-1)
     if length is None:
         return jnp.concatenate([pairs, chosen]), len(pairs) + jnp.arange(keys), shown[last]
     rest = length - len(pairs)
     free = jax.random.choice(jax.random.fold_in(for_order, 1), rest, (keys,), replace=False)
-    asked = jnp.full(rest, IDLE).at[free].set(chosen)
+    asked = jnp.full(rest, known + number).at[free].set(chosen)
     return jnp.concatenate([pairs, asked]), len(pairs) + free, shown[last]
 
 
-def train(core, keys, writes, length, steps, batch, rate, seed):
-    net = sequence.stack(core, depth=2, output=VALUES, vocabulary=KEYS + VALUES + (length is not None))
+def train(core, task, steps, batch, rate, seed):
+    net = sequence.stack(core, depth=2, output=task.values, vocabulary=task.vocabulary)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps))
     )
@@ -112,7 +128,7 @@ def train(core, keys, writes, length, steps, batch, rate, seed):
         return jax.vmap(lambda xs, places: net.apply(params, xs)[0][places])(tokens, places)
 
     def batches(key, number):
-        return jax.vmap(lambda key: problem(key, keys, writes, length))(jax.random.split(key, number))
+        return jax.vmap(lambda key: problem(key, task))(jax.random.split(key, number))
 
     def loss(params, key):
         tokens, places, answers = batches(key, batch)
@@ -125,7 +141,7 @@ def train(core, keys, writes, length, steps, batch, rate, seed):
         return (optax.apply_updates(params, updates), state), value
 
     for_init, for_steps, for_test = jax.random.split(jax.random.key(seed), 3)
-    params = jax.jit(net.init)(for_init, problem(for_init, keys, writes, length)[0])
+    params = jax.jit(net.init)(for_init, problem(for_init, task)[0])
     run = jax.jit(lambda carry, keys: scan.scan(step, carry, keys))
     started, carry, losses = time.perf_counter(), (params, optimizer.init(params)), []
     for each in jax.random.split(for_steps, steps).reshape(-1, min(100, steps)):
@@ -145,6 +161,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=600, help="a multiple of 100")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--known", type=int, default=16, help="keys that there are")
+    parser.add_argument("--values", type=int, default=8, help="values that there are")
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--writes", type=int, default=3)
     parser.add_argument("--length", type=int, help="of a sequence; by default the questions follow at once")
@@ -155,21 +173,18 @@ def main():
     parser.add_argument("--cores", nargs="+")
     parser.add_argument("--out", default=HERE / "results" / "associative_recall.json", type=Path)
     args = parser.parse_args()
-    found = cores(args.width, args.heads)
+    found, task = cores(args.width, args.heads), Task(args.known, args.values, args.keys, args.writes, args.length)
     rows = {}
     usual = [name for name in found if not name.startswith("divided")]
     for name in args.cores or usual:
-        rows[name] = [
-            train(found[name], args.keys, args.writes, args.length, args.steps, args.batch, args.rate, seed)
-            for seed in range(args.seeds)
-        ]
+        rows[name] = [train(found[name], task, args.steps, args.batch, args.rate, seed) for seed in range(args.seeds)]
         print(name, json.dumps(rows[name]), flush=True)
     report = {
         "device": jax.devices()[0].device_kind,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-        "task": {"known_keys": KEYS, "values": VALUES, "chance": 1 / VALUES}
-        | {name: getattr(args, name) for name in ("keys", "writes", "width", "heads", "steps", "batch", "rate")}
+        "task": {"known_keys": args.known, "chance": 1 / args.values}
+        | {name: getattr(args, name) for name in TASK}
         | ({} if args.length is None else {"length": args.length}),
         "cores": rows,
     }

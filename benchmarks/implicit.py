@@ -128,8 +128,10 @@ def part_network():
     key = jax.random.key(0)
     log_density, outputs, centre, (x, y) = network()
     began = time.perf_counter()
-    objective = vi.linearized_elbo(log_density, vi.implicit(61, (64,), sigma=0.1), draws=4, initial=centre)
-    implicit = vi.fit(objective, key, optimizer=optax.adam(0.01), max_steps=5000)
+    objective = vi.linearized_elbo(log_density, vi.implicit(61, (64,), sigma=0.05), draws=4, initial=centre)
+    steps = 12_000
+    falling = optax.adam(optax.cosine_decay_schedule(0.005, steps))
+    implicit = vi.fit(objective, key, optimizer=falling, max_steps=steps, window=steps // 2)
     jax.block_until_ready(implicit.elbo)
     seconds = time.perf_counter() - began
     options = {"initial": centre, "max_steps": 20_000}
