@@ -60,6 +60,7 @@ from jaxprob.core._shapes import as_shape as as_shape
 from jaxprob.core._sinkhorn import sinkhorn_columns as sinkhorn_columns
 from jaxprob.core._sinkhorn import sinkhorn_log_plan as sinkhorn_log_plan
 from jaxprob.core._sinkhorn import sinkhorn_rows as sinkhorn_rows
+from jaxprob.core._trees import check_floating as check_floating
 from jaxprob.core._trees import check_same_structure as check_same_structure
 from jaxprob.core._trees import dot as dot
 from jaxprob.core._trees import is_function as is_function

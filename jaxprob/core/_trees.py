@@ -16,7 +16,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob.core._dtypes import result_dtype
-from jaxprob.core._errors import bad_type, bad_value
+from jaxprob.core._errors import bad_type, bad_value, describe
+
+
+def check_floating(function: str, tree: Any) -> None:
+    """Raises a `TypeError` that names the first leaf that is not floating point; nothing is computed."""
+    for name, leaf in named_leaves(tree):
+        try:
+            dtype = None if isinstance(leaf, (str, bytes)) else jnp.result_type(leaf)
+        except TypeError:  # of what is no array
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            got = describe(leaf) if dtype is None else f"of dtype {dtype}"
+            todo = "Only continuous quantities can be part of a vector"
+            raise bad_type(function, f"leaf {name!r}", got, "a floating-point array", todo)
 
 
 def ravel(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
@@ -35,15 +48,7 @@ def ravel(tree: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
     >>> vector.tolist()
     [2.0, 3.0, 1.0]
     """
-    for name, leaf in named_leaves(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise bad_type(
-                "ravel",
-                f"leaf {name!r}",
-                f"of dtype {jnp.result_type(leaf)}",
-                "a floating-point array",
-                "Only continuous quantities can be part of a vector",
-            )
+    check_floating("ravel", tree)
     leaves, structure = jax.tree.flatten(tree)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     shapes, dtypes = [leaf.shape for leaf in leaves], [leaf.dtype for leaf in leaves]

@@ -414,7 +414,7 @@ def _positions(target: Any, initial: Any, key: core.Key, chains: int, whole: boo
     if not jax.tree.leaves(each[0]):
         raise core.bad_value("sample", "initial", initial, "a pytree with at least one array")
     if not whole:
-        jax.eval_shape(lambda position: core.ravel(position)[0], each[0])  # names a leaf that is not floating point
+        core.check_floating("sample", each[0])
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *map(_arrays, each))
 
 

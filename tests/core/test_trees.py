@@ -74,9 +74,9 @@ def test_unravel_of_a_wrong_length(length):
     assert str(caught.value) == f"unravel: vector is of shape ({length},); expected shape (7,)."
 
 
-@pytest.mark.parametrize("leaf", [np.arange(3), 1, True, 1j, np.array(["a"]), jax.random.key(0)])
+@pytest.mark.parametrize("leaf", [np.arange(3), 1, True, 1j, np.array(["a"]), jax.random.key(0), "x", object()])
 def test_ravel_refuses_what_is_not_continuous(leaf):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="ravel: leaf 'bad' is .*; expected a floating-point array"):
         core.ravel({"good": 1.0, "bad": leaf})
     with pytest.raises(
         TypeError,

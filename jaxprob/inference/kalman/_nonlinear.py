@@ -74,7 +74,6 @@ def advance(
 ) -> tuple[Moments, Step, Moments, Seen]:
     """From the prediction of a time to that of the next; the linear step; the filtered moments; and what was seen."""
     dtype = moments.mean.dtype
-    moving = Extended() if isinstance(rule, Laplace) else rule
     if isinstance(rule, Laplace):
         density = conditional.log_density(model, time, y, seen)
         filtered, found = _by_mode(moments, density, y)
@@ -83,7 +82,7 @@ def advance(
         given = conditional.observation(function, model, time, dtype)
         filtered, found, emission = _by_moments(moments, given, y, seen, rule, iterations)
     given = conditional.transition(function, model, time, dtype)
-    move = moving.linearize(given, filtered.mean[:, 0], filtered.factor)
+    move = (Extended() if isinstance(rule, Laplace) else rule).linearize(given, filtered.mean[:, 0], filtered.factor)
     noise = conditional.root_of(move.covariance)
     after = predict(filtered, move.matrix, move.offset, noise)
     return after, Step(move.matrix, move.offset, noise, *emission, seen), filtered, found

@@ -53,6 +53,7 @@ def init(model: LinearGaussian | StateSpaceModel) -> StreamState:
     """
     _check("kalman.init", model)
     if isinstance(model, StateSpaceModel):
+        # Refuses states and observations that are no vectors.
         conditional.as_observations("kalman.init", model.until(0), jnp.zeros((0, *model.observation_shape)), None)
         dtype = core.accumulator_dtype(core.result_dtype(conditional.state_of(model)))
         start = nonlinear.first("kalman.init", model, dtype)

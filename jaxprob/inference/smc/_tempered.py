@@ -145,9 +145,8 @@ def tempered(
       moves: transitions of each particle at each temperature; None for as many as it takes until no scalar of a
         position, nor its squared deviation, has a correlation above `max(0.1, 3 / sqrt(particles))` with what it was
         (more where there are hundreds of scalars), and where that is above 0.1, on from there as long as it should take
-        to come to 0.1. They end before where the largest falls too slowly to get there in
-        `max_moves`, once the root of the mean square of all is below 0.3: a few scalars in the neck of a funnel are not
-        worth it.
+        to come to 0.1. They end before where the largest falls too slowly to get there in `max_moves`, once the root of
+        the mean square of all is below 0.3: a few scalars in the neck of a funnel are not worth it.
       max_moves: at most, where `moves` is None.
       waste_free: P, by which the number of particles can be divided; None for moves of all particles. Instead only
         particles / P are resampled, from each goes a chain of P states, and all of them are particles. Good where it is
