@@ -324,8 +324,8 @@ def categories(rows):
                 # REINFORCE multiplies each variable's score by the whole sum, so its noise grows as the cube of
                 # their number, that of the others in proportion; of one variable no bar is set.
                 ratio = noise[estimator, temperature] / noise["score", temperature]
-                wanted = "<= 0.1" if variables > 1 else ""
-                check(rows, f"{place}: noise, {estimator} at {temperature} over score", ratio, wanted, ratio <= 0.1)
+                wanted, held = ("<= 0.1", ratio <= 0.1) if variables > 1 else ("", True)
+                check(rows, f"{place}: noise, {estimator} at {temperature} over score", ratio, wanted, held)
 
     training, held = digits()
     model = latent.categorical_autoencoder(64, 20, 10, (128,))
