@@ -41,6 +41,7 @@ from jaxprob.core._lyapunov import discrete_lyapunov as discrete_lyapunov
 from jaxprob.core._ordered import ordered_dot as ordered_dot
 from jaxprob.core._ordered import ordered_sum as ordered_sum
 from jaxprob.core._ordered import rounded as rounded
+from jaxprob.core._primitive import whole as whole
 from jaxprob.core._pytree import pytree as pytree
 from jaxprob.core._pytree import static as static
 from jaxprob.core._scalars import expm1_over_x as expm1_over_x

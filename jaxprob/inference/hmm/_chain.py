@@ -279,18 +279,22 @@ def log_normalizer(chain: Chain, method: str) -> jax.Array:
 @log_normalizer.defjvp
 def _log_normalizer_jvp(method: str, primals: tuple[Chain], tangents: tuple[Chain]) -> tuple[jax.Array, jax.Array]:
     (chain,), (change,) = primals, tangents
-    found = forward(chain, method)
-    messages = backward(chain, method)
-    states = jnp.exp(normalized(found.filtered + messages))
+
+    @core.whole
+    def counts(chain: Chain) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        found = forward(chain, method)
+        messages = backward(chain, method)
+        states = jnp.exp(normalized(found.filtered + messages))
+        return jnp.sum(found.totals), states, expected_moves(chain, found, messages) if states.shape[0] else None
 
     def effect(count: jax.Array, change: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(count == 0, 0, count * change))
 
+    value, states, moves = counts(chain)
     total = effect(states, change.scores)
-    if chain.scores.shape[0]:
-        total = total + effect(states[0], change.initial)
-        total = total + effect(expected_moves(chain, found, messages), change.transition)
-    return jnp.sum(found.totals), total
+    if moves is not None:
+        total = total + effect(states[0], change.initial) + effect(moves, change.transition)
+    return value, total
 
 
 def stay(matrix: jax.Array) -> jax.Array:

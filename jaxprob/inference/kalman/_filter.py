@@ -275,10 +275,14 @@ def _of_steps(method: str, steps: Steps) -> jax.Array:
 def _(method: str, primals: tuple[Steps], tangents: tuple[Steps]) -> tuple[jax.Array, jax.Array]:
     """Derivatives in both modes from one gradient, which costs about what two filters do."""
     (steps,), (moved,) = primals, tangents
-    if method == "steady":
-        value, slopes = steady.gradient(lambda found: _total(found, method), steps)
-    else:
-        value, slopes = adjoint.gradient(lambda steps: _total(RUN[method](steps, keep=False)[2], method), steps)
+
+    @core.whole
+    def gradient(steps: Steps) -> tuple[jax.Array, Steps]:
+        if method == "steady":
+            return steady.gradient(lambda found: _total(found, method), steps)
+        return adjoint.gradient(lambda steps: _total(RUN[method](steps, keep=False)[2], method), steps)
+
+    value, slopes = gradient(steps)
     change = jnp.zeros_like(value)
     for slope, tangent in zip(*map(_leaves, (slopes, moved)), strict=True):
         # Entries that do not move, and those that have no derivative.
