@@ -26,6 +26,7 @@ taken from the error of the mean.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -190,21 +191,33 @@ def numpyro_by(method):
         from numpyro.infer import MCMC, NUTS
 
         log_density = target.log_density
-        if log_density not in _PROGRAMS:
-            kernel = NUTS(potential_fn=lambda x: -log_density(x))
-            options = {"num_chains": chains, "chain_method": method, "progress_bar": False}
-            _PROGRAMS[log_density] = MCMC(kernel, num_warmup=PEER_WARMUP, num_samples=DRAWS, **options)
-        mcmc = _PROGRAMS[log_density]
-        mcmc.post_warmup_state = None
         fields = ("num_steps", "diverging")
+
+        # The kernel is set up by the warm-up, for both.
+        kernel = NUTS(potential_fn=lambda x: -log_density(x))
+
+        def warm(key, starts):
+            mcmc = fresh()
+            mcmc.warmup(key, init_params=starts, extra_fields=fields)
+            return mcmc.post_warmup_state
+
+        def sampling(state):
+            mcmc = fresh()
+            mcmc.post_warmup_state = state
+            mcmc.run(state.rng_key, extra_fields=fields)
+            return mcmc.get_samples(group_by_chain=True), mcmc.get_extra_fields(group_by_chain=True)
+
+        def fresh():
+            options = {"num_chains": chains, "chain_method": method, "progress_bar": False}
+            return MCMC(kernel, num_warmup=PEER_WARMUP, num_samples=DRAWS, **options)
+
+        # Jitted, as those of BlackJAX are: `MCMC.run` by itself compiles its loop again in every call.
+        programs = _PROGRAMS.setdefault(log_density, (jax.jit(warm), jax.jit(sampling)))
         began = time.perf_counter()
-        mcmc.warmup(key, init_params=starts, extra_fields=fields)
-        jax.block_until_ready(mcmc.post_warmup_state)
+        state = jax.block_until_ready(programs[0](key, starts))
         halfway = time.perf_counter()
-        mcmc.run(mcmc.post_warmup_state.rng_key, extra_fields=fields)
-        draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
+        draws, extra = jax.block_until_ready(programs[1](state))
         ended = time.perf_counter()
-        extra = mcmc.get_extra_fields(group_by_chain=True)
         gradients, divergences = int(extra["num_steps"].sum()), int(extra["diverging"].sum())
         return Run(draws, halfway - began, ended - halfway, gradients, divergences)
 
@@ -270,6 +283,7 @@ def child(sampler, model, chains, seed):
     import numpy as np
 
     from benchmarks import targets
+    from benchmarks._in_turn import nothing_compiled
     from jaxprob import analysis
 
     target, reference = load(model)
@@ -282,11 +296,12 @@ def child(sampler, model, chains, seed):
     key = jax.block_until_ready(jax.random.key(seed + 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = []
-    for _ in range(2):  # the same draws twice: the second time without compiling
+    for once in (contextlib.nullcontext, nothing_compiled):  # the same draws twice: the second time without compiling
         found = None  # what the first run returned is no memory of the second
-        began = time.perf_counter()
-        found = run(target, starts, key, chains)
-        seconds.append(time.perf_counter() - began)
+        with once():
+            began = time.perf_counter()
+            found = run(target, starts, key, chains)
+            seconds.append(time.perf_counter() - began)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     draws = {name: np.asarray(x) for name, x in found.draws.items()}
     constrained = targets.scalars(jax.jit(jax.vmap(jax.vmap(target.constrain)))(draws))
@@ -493,23 +508,23 @@ def table(report):
         gradient = max(peer["ess_per_1000_gradients"] for peer in (blackjax, numpyro))
         ratios.append(min(ratio))
         # A second run that other work on the machine made slower than the first one says nothing about compiling.
-        seconds = [row["compile_s"] for row in (ours, blackjax)]
-        compiled = "" if min(seconds) <= 0 else f"{seconds[0] / seconds[1]:.2f}"
-        compiles += [float(compiled)] if compiled else []
+        seconds = [row["compile_s"] for row in (ours, blackjax, numpyro)]
+        compiled = ["" if min(seconds) <= 0 else f"{seconds[0] / peer:.2f}" for peer in seconds[1:]]
+        compiles += [[float(x) for x in compiled]] if min(seconds) > 0 else []
         memory.append((ours["peak_mib"] - ours["before_mib"]) / (blackjax["peak_mib"] - blackjax["before_mib"]))
         z = "" if ours["z_mean"] is None else f"{ours['z_mean']:.1f}"
         lines.append(
             f"| {model.split('-')[-1]} | {ours['ess_per_s']:,.0f} | x {ratio[0]:.1f} | x {ratio[1]:.1f} "
             f"| {ours['ess_per_1000_gradients']:.1f} | x {ours['ess_per_1000_gradients'] / gradient:.1f} "
-            f"| {compiled} | {z} |"
+            f"| {' '.join(compiled)} | {z} |"
         )
     if ratios:
         mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
         lines.append(
             f"\n{report['chains']} chains, {report['device']} ({report['machine']}). Geometric mean over {len(ratios)} "
             f"models of ESS/s against the better peer: {mean:.1f} (least {min(ratios):.2f}); compile seconds "
-            f"{statistics.median(compiles):.2f} and memory of the run "
-            f"{statistics.median(memory):.2f} of BlackJAX's (medians)."
+            f"{' and '.join(f'{statistics.median(x):.2f}' for x in zip(*compiles, strict=True))} of BlackJAX's and "
+            f"NumPyro's, memory of the run {statistics.median(memory):.2f} of BlackJAX's (medians)."
         )
     return "\n".join(lines)
 

@@ -299,7 +299,7 @@ def compiler_options(platform: str) -> dict[str, Any]:
     """Options for programs of many small loops, of which a sampler's step consists.
 
     On CPU, XLA's newer emitters of fused loops take half as long again to compile such programs, and the code is no
-    faster (`benchmarks/nuts.py`). A version of XLA that does not know the option does without.
+    faster (`benchmarks/mcmc.py`). A version of XLA that does not know the option does without.
     """
     if platform != "cpu":
         return {}
