@@ -54,7 +54,9 @@ def describe(points, near, others):
     left = jnp.expand_dims(jax.nn.sigmoid(-explained), 1)  # what a cluster on that very point would take of it
     clipped = jnp.clip(explained, -10, 3)
     gains = jnp.expand_dims(jax.nn.softplus(-clipped), 1)
-    sums = near @ jnp.concatenate([left, gains, left * points, jnp.ones_like(left)], axis=1)
+    sums = jnp.concatenate([left, gains, left * points, jnp.ones_like(left)], axis=1)
+    # One product of matrices for both widths, and for all chains under `vmap`.
+    sums = (near.reshape(-1, len(points)) @ sums).reshape(2, len(points), -1)
     columns, offsets = [clipped / 5], sums[:, :, 2:4] / (sums[:, :, :1] + 1e-6) - jnp.expand_dims(points, 0)
     for width in range(2):
         columns += [jnp.log(sums[width, :, 0] + 1e-2), jnp.log(sums[width, :, 4]), sums[width, :, 1] / 20]
@@ -234,7 +236,7 @@ def choices(points, members, balance=0.5):
     """Log probabilities of a pair to merge (clusters^2,), and scores of clusters to split (clusters,).
 
     Scores are about what two means explain better than one: of points at two ends of their longest axis. Half a score
-    balances both directions (Zanella 2020).
+    balances both directions (Zanella 2020); none of it picks clusters at random, as Jain and Neal do.
     """
     x, y = points.T
     statistics = members.T @ jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
@@ -264,7 +266,7 @@ def but(splits, one, two):
     return left - core.logsumexp(left)
 
 
-def split_merge(key, points, means, labels, scans=3):
+def split_merge(key, points, means, labels, scans=3, balance=0.5):
     """Labels after two clusters became one and a third took the free one, or those before, and the acceptance rate.
 
     The mean of the merged cluster is summed out on both sides. The means of the two that are split are drawn given a
@@ -276,7 +278,7 @@ def split_merge(key, points, means, labels, scans=3):
     clusters = means.shape[0]
     keys = jax.random.split(key, 8)
     members = jax.nn.one_hot(labels, clusters)
-    pairs, splits = choices(points, members)
+    pairs, splits = choices(points, members, balance)
     one, two = jnp.divmod(jax.random.categorical(keys[0], pairs), clusters)
     swapped = jax.random.bernoulli(keys[1])
     kept, free = jnp.where(swapped, one, two), jnp.where(swapped, two, one)
@@ -291,7 +293,7 @@ def split_merge(key, points, means, labels, scans=3):
     def alone(group):
         return log_marginal(group.sum(), group @ points, group @ jnp.sum(points**2, axis=1))
 
-    back = log_choice(*choices(points, jax.nn.one_hot(proposed, clusters)), split, free, kept)
+    back = log_choice(*choices(points, jax.nn.one_hot(proposed, clusters), balance), split, free, kept)
     log_ratio = alone(merged) + log_pair(points, divided, new, new_side) + back
     log_ratio -= alone(divided) + log_pair(points, merged, old, old_side)
     log_ratio -= log_choice(pairs, splits, kept, free, split)
@@ -299,7 +301,7 @@ def split_merge(key, points, means, labels, scans=3):
     return jnp.where(accepted, proposed, labels), jnp.exp(jnp.minimum(log_ratio, 0))
 
 
-def with_splits(points):
+def with_splits(points, balance):
     """Labels given means, a split-merge of the labels, means given labels."""
 
     def density(means):
@@ -307,7 +309,7 @@ def with_splits(points):
 
     def step(key, state):
         labels = draw_labels(core.fold(key, 0), points, state.position)
-        labels, rate = split_merge(core.fold(key, 1), points, state.position, labels)
+        labels, rate = split_merge(core.fold(key, 1), points, state.position, labels, balance=balance)
         new = mcmc.MetropolisState(draw_means(core.fold(key, 2), points, labels, CLUSTERS), None)
         new = new._replace(log_density=density(new.position))
         return new, mcmc.MetropolisInfo(rate, rate, new.log_density)
@@ -315,7 +317,7 @@ def with_splits(points):
     return core.Algorithm(lambda means, key: mcmc.MetropolisState(means, density(means)), step)
 
 
-def check_split_merge(draws=200_000, clusters=3, number=6):
+def check_split_merge(balance, draws=200_000, clusters=3, number=6):
     """Split-merges leave the law of labels and means as it was: six points of three clusters, by enumeration.
 
     From exact draws, three moves, each followed by means given labels.
@@ -342,7 +344,7 @@ def check_split_merge(draws=200_000, clusters=3, number=6):
     def move(key, means, labels):
         rates = []
         for index in range(3):
-            labels, rate = split_merge(core.fold(key, index, 0), there, means, labels)
+            labels, rate = split_merge(core.fold(key, index, 0), there, means, labels, balance=balance)
             means = draw_means(core.fold(key, index, 1), there, labels, clusters)
             rates.append(rate)
         return labels, sum(rates) / len(rates)

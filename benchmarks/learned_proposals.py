@@ -6,10 +6,11 @@ states, on ten nets whose tables the network has never seen.
 
 Mixtures: the means of ten clusters given 100 points, labels summed out. All samplers draw labels given means and means
 given labels from their exact laws; that alone is the first peer ("labels"). The second also moves a mean near a random
-point ("by hand"), the third merges two clusters and splits another (Jain and Neal's move, for a fixed number of them;
-checked against enumeration before anything is measured), ours moves a mean to where a network proposes, given the other
-means and the points. "By hand" and ours move, mostly, a mean that the others can do without. Effective samples per
-second are the smallest over the log density and the predictive density at five places, of chains that start apart;
+point ("by hand"), the third merges two clusters and splits another, picked at random (Jain and Neal's move, for a fixed
+number of them), the fourth ("balanced split-merge") picks those that gain by it, as Zanella (2020) weighs moves; both
+are checked against enumeration before anything is measured. Ours moves a mean to where a network proposes, given the
+other means and the points. "By hand" and ours move, mostly, a mean that the others can do without. Effective samples
+per second are the smallest over the log density and the predictive density at five places, of chains that start apart;
 samplers take turns.
 
     python benchmarks/learned_proposals.py [--seconds 2] [--nets 10] [--out benchmarks/results/learned_proposals.json]
@@ -48,6 +49,7 @@ from jaxprob.inference import mcmc
 
 HERE = Path(__file__).resolve().parent
 SIDE, BLOCK, CHAINS = 4, 3, 16
+BALANCES = {"split-merge": 0.0, "balanced split-merge": 0.5}
 FRACTIONS = (0.75, 0.9)  # of the entries of the tables, nearly deterministic
 
 
@@ -250,7 +252,7 @@ def grids(seconds, number, train_steps, fraction):
 
 
 def mixtures(seconds, number, train_steps):
-    check = check_split_merge()
+    check = {name: check_split_merge(balance) for name, balance in BALANCES.items()}
     began = time.perf_counter()
     trained = mcmc.train_proposal(jax.random.key(1), sample_cluster, Pointer(), train_steps, batch_size=64)
     training = {
@@ -260,7 +262,7 @@ def mixtures(seconds, number, train_steps):
     }
     builders = {
         "learned": with_clusters(trained.proposal),
-        "split-merge": with_splits,
+        **{name: partial(with_splits, balance=balance) for name, balance in BALANCES.items()},
         "by hand": by_hand,
         "labels": labels_and_means,
     }
@@ -268,14 +270,14 @@ def mixtures(seconds, number, train_steps):
     for index in range(number):
         _, points = draw_points(core.fold(jax.random.key(888), index))
         row = {"data": index, **in_turn(builders, points, seconds)}
-        for peer in ("split-merge", "by hand", "labels"):
+        for peer in [name for name in builders if name != "learned"]:
             row[f"ratio to {peer}"] = row["learned"]["ess_per_s"] / row[peer]["ess_per_s"]
         rows.append(row)
         print(f"data {index}, ESS/s (acceptance, R-hat):", end=" ")
         for name in builders:
             one = row[name]
             print(f"{name} {one['ess_per_s']:.1f} ({one['acceptance_rate']:.2f}, {one['rhat_max']:.2f})", end="; ")
-        print(f"ratio to split-merge {row['ratio to split-merge']:.1f}", flush=True)
+        print(", ".join(f"ratio to {name} {row[f'ratio to {name}']:.1f}" for name in BALANCES), flush=True)
     return {
         "training": training,
         "check of split-merge": check,
