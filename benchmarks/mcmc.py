@@ -436,7 +436,7 @@ def main():
         rows = [row for row in rows if not (row["model"] == model and row["sampler"] in samplers)]
         for sampler, runs in found.items():
             if runs:
-                rows.append({"model": model, "sampler": sampler, **summarise(runs)})
+                rows.append({"model": model, "sampler": sampler, "repeats": len(runs), **summarise(runs)})
                 show(rows[-1])
         report = {
             "device": rows[0]["device"],
@@ -444,7 +444,6 @@ def main():
             "versions": {name: version(name) for name in ("jax", "jaxlib", *SAMPLERS)},
             "chains": args.chains,
             "draws": DRAWS,
-            "repeats": args.repeats,
             "rows": rows,
         }
         out.parent.mkdir(parents=True, exist_ok=True)
