@@ -7,9 +7,9 @@ with the same short convolution, trained on fresh sequences for the same number 
 that were not trained on. Chance is one in the number of values.
 
 With `--length` the questions come at random places of what is left of a sequence of that length, with an idle token in
-between. That is for the two forms of linear attention without a norm: what is read from the sums of keys and values is
-divided by the sum of the weights (`divided_by_weights`, the usual form), or by a number that the input alone gives
-(`divided_by_input`). States are equal.
+between. That is for the forms of linear attention without a norm: what is read from the sums of keys and values is
+divided by the sum of the weights (`divided_by_weights`, the usual form, whose features must be positive), or by a number
+that the input alone gives (`divided_by_input`), where they need not be (`divided_by_input_signed`). States are equal.
 
     python benchmarks/associative_recall.py [--steps 600] [--seeds 1] [--keys 4] [--writes 3] [--cores NAME ...]
     python benchmarks/associative_recall.py --keys 8 --writes 1 --length 64 --steps 1500 --seeds 3 \
@@ -60,12 +60,13 @@ LinearAttention = type(sequence.gated_linear_attention(4))
 
 
 class Divided(LinearAttention):
-    """Linear attention of positive features, divided, and with no norm that would divide it once more.
+    """Linear attention, divided, and with no norm that would divide it once more; features are positive unless told.
 
     The sum of the weights is not in the state: for whole sequences from zero only.
     """
 
     by_input: bool = False
+    positive: bool = True
 
     def setup(self):
         super().setup()
@@ -74,7 +75,8 @@ class Divided(LinearAttention):
             self.divisor = nn.Dense(self.heads)
 
     def recur(self, xs, queries, keys, values, memory, reset, method):
-        queries, keys = jax.nn.elu(queries) + 1, jax.nn.elu(keys) + 1
+        if self.positive:
+            queries, keys = jax.nn.elu(queries) + 1, jax.nn.elu(keys) + 1
         attend = functools.partial(sequence.linear_attention, reset=reset, chunk=self.chunk, method=method)
         ys, memory = attend(queries, keys, values, None, memory)
         if self.by_input:
@@ -89,6 +91,7 @@ def cores(width, heads):
     return {
         "divided_by_weights": Divided(width, gate=False, **size, **share),
         "divided_by_input": Divided(width, gate=False, by_input=True, **size, **share),
+        "divided_by_input_signed": Divided(width, gate=False, by_input=True, positive=False, **size, **share),
         "gated_delta_net": sequence.gated_delta_net(width, **share),
         "delta_net": sequence.gated_delta_net(width, gate=False, **share),
         "gated_linear_attention": sequence.gated_linear_attention(width, **share),
