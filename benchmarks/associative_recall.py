@@ -8,7 +8,7 @@ that were not trained on. Chance is one in the number of values.
 
 With `--length` the questions come at random places of what is left of a sequence of that length, with an idle token in
 between. That is for the forms of linear attention without a norm: what is read from the sums of keys and values is
-divided by the sum of the weights (`divided_by_weights`, the usual form, whose features must be positive), or by a number
+divided by the sum of the weights (`divided_by_weights`, the usual form, with positive features), or by a number
 that the input alone gives (`divided_by_input`), where they need not be (`divided_by_input_signed`). States are equal.
 
     python benchmarks/associative_recall.py [--steps 600] [--seeds 1] [--keys 4] [--writes 3] [--cores NAME ...]
