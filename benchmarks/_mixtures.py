@@ -236,8 +236,21 @@ def choices(points, members, balance=0.5):
     """Log probabilities of a pair to merge (clusters^2,), and scores of clusters to split (clusters,).
 
     Scores are about what two means explain better than one: of points at two ends of their longest axis. Half a score
-    balances both directions (Zanella 2020); none of it picks clusters at random, as Jain and Neal do.
+    balances both directions (Zanella 2020). None of it is what Jain and Neal do, who pick two points at random: then
+    clusters come by their sizes, here plus one, since some may be empty.
     """
+    sizes = members.sum(axis=0) + 1
+    if balance:
+        pairs, splits = worth(points, members, balance)
+    else:
+        pairs = jnp.log(jnp.expand_dims(sizes, 0) * jnp.expand_dims(sizes, 1))
+        splits = 2 * jnp.log(sizes)
+    pairs = jnp.where(jnp.tri(len(sizes), k=-1) > 0, pairs, -jnp.inf).ravel()
+    return pairs - core.logsumexp(pairs), splits
+
+
+def worth(points, members, balance):
+    """Scores of pairs to merge (clusters, clusters) and of clusters to split (clusters,)."""
     x, y = points.T
     statistics = members.T @ jnp.stack([jnp.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
 
@@ -249,9 +262,7 @@ def choices(points, members, balance=0.5):
         spread = longest / some / NOISE**2
         return balance * count * jnp.maximum(np.log(2), spread / 2 + jnp.log1p(jnp.exp(-2 * spread)))
 
-    pairs = score(jnp.expand_dims(statistics, 0) + jnp.expand_dims(statistics, 1))
-    pairs = jnp.where(jnp.tri(len(statistics), k=-1) > 0, -pairs, -jnp.inf).ravel()
-    return pairs - core.logsumexp(pairs), score(statistics)
+    return -score(jnp.expand_dims(statistics, 0) + jnp.expand_dims(statistics, 1)), score(statistics)
 
 
 def log_choice(pairs, splits, one, two, split):

@@ -6,12 +6,12 @@ states, on ten nets whose tables the network has never seen.
 
 Mixtures: the means of ten clusters given 100 points, labels summed out. All samplers draw labels given means and means
 given labels from their exact laws; that alone is the first peer ("labels"). The second also moves a mean near a random
-point ("by hand"), the third merges two clusters and splits another, picked at random (Jain and Neal's move, for a fixed
-number of them), the fourth ("balanced split-merge") picks those that gain by it, as Zanella (2020) weighs moves; both
-are checked against enumeration before anything is measured. Ours moves a mean to where a network proposes, given the
-other means and the points. "By hand" and ours move, mostly, a mean that the others can do without. Effective samples
-per second are the smallest over the log density and the predictive density at five places, of chains that start apart;
-samplers take turns.
+point ("by hand"), the third merges two clusters and splits another, picked by their sizes (as two random points pick
+them in Jain and Neal's move; here the number of clusters stays), the fourth ("balanced split-merge") picks those that
+gain by it, as Zanella (2020) weighs moves; both are checked against enumeration before anything is measured. Ours moves
+a mean to where a network proposes, given the other means and the points. "By hand" and ours move, mostly, a mean that
+the others can do without. Effective samples per second are the smallest over the log density and the predictive density
+at five places, of chains that start apart; samplers take turns.
 
     python benchmarks/learned_proposals.py [--seconds 2] [--nets 10] [--out benchmarks/results/learned_proposals.json]
 """
