@@ -166,6 +166,37 @@ def data_specs(target: Any, mesh: Mesh, function: str = "sample") -> Any:
     return jax.tree.map(spec, target)
 
 
+@core.pytree
+class WholePositions:
+    """A target whose positions lie whole on every device of the data axis, as do its gradients.
+
+    Left alone, XLA cuts whatever has the length of the data, a group of parameters say, and with it the whole state of
+    a sampler. The exchanges that this takes stand in loops which chains leave at different times, where devices that
+    are waited for may never come.
+    """
+
+    target: Any
+
+    def log_density(self, position: Any) -> Any:
+        """The target's, of a position that every device has."""
+        return _whole(self.target.log_density(_whole(position)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "target":  # of an instance that is being made
+            raise AttributeError(name)
+        found = getattr(self.target, name)
+        return (lambda position: _whole(found(_whole(position)))) if name == "split_log_density" else found
+
+
+def _whole(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+def whole_positions(target: Any, mesh: Mesh) -> Any:
+    """The target, for the inside of a `shard_map` over the chains of a mesh."""
+    return WholePositions(target) if mesh.shape[DATA] > 1 else target
+
+
 def fetch(tree: Any) -> Any:
     """Copies a pytree of device arrays to NumPy in this process, gathering what lies on other processes."""
     far = [leaf.sharding for leaf in jax.tree.leaves(tree) if _is_far(leaf)]

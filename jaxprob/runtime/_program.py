@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprob import core, scan
 from jaxprob.analysis import online
-from jaxprob.runtime._mesh import CHAINS
+from jaxprob.runtime._mesh import CHAINS, whole_positions
 from jaxprob.runtime._population import Populations
 
 LOCAL = "local_chains"
@@ -140,6 +140,7 @@ def draw_vector(draw: Any) -> jax.Array:
 def _init_local(
     program: Program, target: Any, key: core.Key, indices: jax.Array, attempts: jax.Array, positions: Any
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    target = whole_positions(target, program.mesh)
     algorithm = program.build(target, (CHAINS, LOCAL))
 
     def one(index: jax.Array, attempt: jax.Array, position: Any) -> Any:
@@ -192,6 +193,7 @@ def _chunk_local(
     thin: Any,
     record: Any,
 ) -> tuple[Carry, dict[str, Any]]:
+    target = whole_positions(target, program.mesh)
     algorithm = program.build(target, (CHAINS, LOCAL))
     chain_keys = jax.vmap(lambda index: core.fold(key, index))(indices)
     if program.interleave:
