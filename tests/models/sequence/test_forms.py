@@ -158,14 +158,17 @@ def compared(got, wanted):
     out = {"outputs": share(ys, outputs, np.inf)}
     out |= {f"state {i}": share(x, y, np.inf) for i, (x, y) in enumerate(zip(final, state, strict=True))}
     pairs = zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(exact), strict=True)
-    return out | {f"derivative {jax.tree_util.keystr(path)}": share(x, y, 2) for (path, x), y in pairs}
+    # Some are zero, of the weights of a single value say, but for the rounding of the reference.
+    least = 1e-12 * max(np.linalg.norm(np.ravel(x)) for x in jax.tree.leaves(exact))
+    return out | {f"derivative {jax.tree_util.keystr(path)}": share(x, y, 2, least) for (path, x), y in pairs}
 
 
-def share(got, wanted, order):
+def share(got, wanted, order, least=0.0):
+    """The size of the error, of that of what is wanted unless that is nothing."""
     got, wanted = (np.asarray(x, np.float64).ravel() for x in (got, wanted))
     assert got.shape == wanted.shape
     size = np.linalg.norm(wanted, order)
-    return np.linalg.norm(got - wanted, order) / (size if size > 0 else 1.0)
+    return np.linalg.norm(got - wanted, order) / (size if size > least else 1.0)
 
 
 RESETS = (0.0, 0.4, 1.0)
