@@ -140,7 +140,8 @@ METHODS = {
 def train(problem, method, seed, rate, decay, layer):
     make, batch, steps, _ = METHODS[method]
     training, validation, test = splits(problem, seed)
-    task = make(network(problem, layer), rate, decay)
+    # Rates fall to zero: particles, which stand for the law given the values, have caught up with them by the end.
+    task = make(network(problem, layer), optax.cosine_decay_schedule(rate, steps), decay)
     began = time.perf_counter()
     result = fit(
         task,

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.models.sequence._core import Core, check_inputs, check_state
-from jaxprob.models.sequence._diagonal import as_complex, as_pair, diagonal_states, like, state_one_later
+from jaxprob.models.sequence._diagonal import as_complex, diagonal_states, like, state_one_later
 from jaxprob.models.sequence._layers import own
 from jaxprob.scan import Complex, Exponential
 
@@ -59,10 +59,10 @@ class Multiple(Core):
         """The decays, and what the inputs add to the state: gain (B u)."""
         dtype = core.accumulator_dtype(core.result_dtype(xs, self.skip))
         decay, gain = self.system(dtype)
-        into = jnp.concatenate([self.input_real, self.input_imaginary])
-        real, imaginary = jnp.split(product(xs, into).astype(dtype), 2, -1)
-        added = as_complex(Complex(real, imaginary)) * jnp.broadcast_to(as_complex(gain), real.shape)
-        return decay, as_pair(added)
+        # The gain multiplies B, which is smaller than what the inputs add.
+        into = jnp.expand_dims(as_complex(gain), 1) * as_complex(Complex(self.input_real, self.input_imaginary))
+        added = product(xs, jnp.concatenate([into.real, into.imag])).astype(dtype)
+        return decay, Complex(*jnp.split(added, 2, -1))
 
     def _read(self, xs: jax.Array, states: Complex) -> jax.Array:
         out = jnp.concatenate([self.output_real, -self.output_imaginary], -1)
