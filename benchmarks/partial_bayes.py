@@ -155,6 +155,8 @@ def train(problem, method, seed, rate, decay, layer):
         devices=1,
     )
     nlpd = jax.jit(task.validation_loss)(result.best, test, jax.random.key(1000 + seed))
+    # Each run has programs of its own, and a process may map only so many pieces of code.
+    jax.clear_caches()
     return {
         "test": round(float(nlpd), 4),
         "validation": round(float(np.nanmin(result.history["validation/loss"])), 4),

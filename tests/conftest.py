@@ -27,7 +27,7 @@ jax.config.update("jax_debug_key_reuse", "--xla_backend_optimization_level=0" in
 _SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
 
 
-# Tests of bits, and of rounding: simple code rounds otherwise in a batch of another size.
+# Tests of bits, of rounding (simple code rounds otherwise in a batch of another size), and of how long XLA takes.
 _OPTIMIZED = (
     "tests/runtime/",
     "tests/distributions/test_discrete.py::test_gradients_are_finite_differences_of_scipys_log_mass",
@@ -35,6 +35,7 @@ _OPTIMIZED = (
     "tests/inference/mcmc/test_delayed_acceptance.py::test_an_exact_surrogate_makes_the_second_stage_idle",
     "tests/inference/mcmc/test_interleave.py",
     "tests/inference/diffusion/test_neural_sampler.py::test_training_that_is_stopped_and_that_crashes",
+    "tests/inference/particle/test_filter.py::test_a_number_of_particles_that_nothing_divides",
 )
 
 

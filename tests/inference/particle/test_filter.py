@@ -161,6 +161,15 @@ def test_everything_is_kept_and_streams_agree():
     assert state.particles.time == 3
 
 
+@pytest.mark.parametrize("number", [13, 51])
+def test_a_number_of_particles_that_nothing_divides(number):
+    """Code for what is left over of a loop, fused with that of random numbers, once took XLA hours to compile."""
+    found = particle.filter(jax.random.key(0), WALK, YS, particles=number)
+    mean, variance, _ = kalman(YS)
+    # Weights are uneven, so that a third of the particles count; five standard errors.
+    assert np.all(np.abs(found.mean - mean) < 5 * np.sqrt(3 * variance / number))
+
+
 def test_first_and_second_noise_differ():
     # With the same key for x_0 and its first step, the noise would be the same.
     model = StateSpaceModel(Normal(0.0, 1.0), lambda x, t: Normal(x, 1.0), lambda x, t: Normal(0.0 * x, 1.0))
