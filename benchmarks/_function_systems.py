@@ -16,7 +16,7 @@ from jaxprob import learning
 from jaxprob.inference import diffusion as sampling
 from jaxprob.models import diffusion
 
-POINTS, SERIES, MADE, END = 60, 2000, 4000, 10.0
+POINTS, SERIES, MADE, END = 60, 2000, 1000, 10.0
 STEPS, BATCH, RATE = 1500, 64, 3e-3
 LENGTHSCALE = 1.0  # of the noise, and of the Ornstein-Uhlenbeck data
 
