@@ -162,7 +162,9 @@ def nothing_changes(before: smc.ParticleState, state: smc.ParticleState, info: s
     old, new = normalized(before.population).log_weights, normalized(state.population).log_weights
     # Weights of zero are -inf, whose difference is no number.
     same = jnp.all((old == new) | (jnp.abs(old - new) < 100 * jnp.finfo(new.dtype).eps))
-    copies = True if info.ancestors is None else jnp.all(info.ancestors == jnp.arange(info.ancestors.shape[0]))
+    copies: Any = True
+    if info.ancestors is not None:
+        copies = jnp.all(info.ancestors == jnp.arange(info.ancestors.shape[0], dtype=info.ancestors.dtype))
     return same & copies & jnp.all(state.population.particles.length <= state.time)
 
 

@@ -59,9 +59,9 @@ def _stratified(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Ar
     number = share.shape[0]
     # Strata begin at the first particle: which one that is says something about the draws, unlike for systematic
     # resampling, so that the reference must not always be it. All are turned round by a number drawn at random.
-    turn = core.random.randint(for_turn, (), 0, number)
+    turn = core.random.randint(for_turn, (), 0, number, jnp.int32)
     turned = jnp.roll(share, turn)
-    earlier = resampling.split(jnp.where(jnp.arange(number) < turn, turned, 0))
+    earlier = resampling.split(jnp.where(jnp.arange(number, dtype=turn.dtype) < turn, turned, 0))
     zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.uint32)
     start, _ = scan.scan(lambda sum_, term: (resampling.add(sum_, term), None), zero, earlier)
     uniform = core.random.uniform(for_point, (), share.dtype)
@@ -76,7 +76,7 @@ def _residual(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Arra
     share = resampling.expected_offspring(log_weights, num_draws)
     certain, rest, number = resampling.residual_parts(share, num_draws)
     drawn = resampling.independent(for_others, rest, num_draws)
-    ancestors = jnp.where(jnp.arange(num_draws) < number, certain, drawn)
+    ancestors = jnp.where(jnp.arange(num_draws, dtype=number.dtype) < number, certain, drawn)
     # Either one of its certain copies, of which the first stands first of all, or the first of the independent draws.
     sure = core.random.uniform(for_kind, (), share.dtype) * share[0] < jnp.floor(share[0])
     return _first(ancestors, jnp.where(sure | (number == num_draws), 0, jnp.minimum(number, num_draws - 1)))

@@ -296,7 +296,7 @@ def _until(until: Callable[..., Any], one: Callable[..., Any], state: ParticleSt
     (state, row, _, count), rows = scan.bounded(go, start, steps, steps, until=lambda carry: carry[2])
 
     def filled(leaf: jax.Array, last: jax.Array) -> jax.Array:
-        there = (jnp.arange(steps) < count).reshape(-1, *(1,) * last.ndim)
+        there = (jnp.arange(steps, dtype=count.dtype) < count).reshape(-1, *(1,) * last.ndim)
         return jnp.where(there, leaf, jnp.expand_dims(last, 0))
 
     return state, jax.tree.map(filled, rows, row)

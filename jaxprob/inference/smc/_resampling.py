@@ -86,7 +86,7 @@ def residual(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array
     """
     key = core.as_key(key, "residual")
     certain, rest, number = residual_parts(expected_offspring(log_weights, num_draws), num_draws)
-    return jnp.where(jnp.arange(num_draws) < number, certain, independent(key, rest, num_draws))
+    return jnp.where(jnp.arange(num_draws, dtype=number.dtype) < number, certain, independent(key, rest, num_draws))
 
 
 def ssp(key: core.Key, log_weights: jax.Array, num_draws: int) -> jax.Array:
@@ -241,6 +241,6 @@ def _ssp(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
     (holder, _), (decided, child) = scan.scan(duel, start, (index[1:], chance[1:], uniforms[1:]))
     offspring = floor.astype(jnp.int32).at[decided].add(child)
     # What the last one has is zero or one but for rounding, that is, what is missing.
-    missing = num_draws - jnp.sum(offspring)
+    missing = num_draws - jnp.sum(offspring, dtype=jnp.int32)
     offspring = offspring.at[holder].add(jnp.clip(missing, 0, 1))
     return of_ends(scan.cumulative_sum(offspring), jnp.where(offspring > 0, share, 0), num_draws)

@@ -96,6 +96,16 @@ def test_a_million_particles_in_float32(name):
     assert (np.abs(share - exact) < 5 * np.sqrt(exact * (1 - exact) / number)).all()
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_ancestors_are_int32_in_float64_too(name, x64):
+    log_weights = jnp.log(jnp.asarray(WEIGHTS, jnp.float64))
+    schemes = [getattr(smc, name)] + ([smc.conditional(getattr(smc, name))] if name in CONDITIONAL else [])
+    for scheme in schemes:
+        ancestors = scheme(jax.random.key(0), log_weights, WEIGHTS.size)
+        assert ancestors.dtype == jnp.int32
+        assert np.all(WEIGHTS[np.asarray(ancestors[1:])] > 0)
+
+
 def test_soft_resampling_of_no_mass_keeps_none():
     population = smc.Population(jnp.arange(4.0), jnp.full(4, -jnp.inf))
     new, ancestors = smc.soft(0.5)(jax.random.key(0), population)
