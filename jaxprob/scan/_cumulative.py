@@ -36,7 +36,7 @@ def _one_by_one(values: jax.Array) -> jax.Array:
 
     start = varying(jnp.zeros((), values.dtype), values)
     # Filled up: what is left over would stand behind the loop, where XLA computes each value, and all it is made of, as
-    # often as it is used; with random numbers among that it compiles for hours.
+    # often as it is used; with random numbers among that it does not finish compiling.
     filled = jnp.pad(values, (0, -values.shape[0] % 4))
     sums: jax.Array = lax.scan(add, start, filled, unroll=4)[1]
     return sums[: values.shape[0]]

@@ -163,7 +163,7 @@ def test_everything_is_kept_and_streams_agree():
 
 @pytest.mark.parametrize("number", [13, 51])
 def test_a_number_of_particles_that_nothing_divides(number):
-    """Code for what is left over of a loop, fused with that of random numbers, once took XLA hours to compile."""
+    """Code for what is left over of a loop, fused with that of random numbers, once kept XLA from ever finishing."""
     found = particle.filter(jax.random.key(0), WALK, YS, particles=number)
     mean, variance, _ = kalman(YS)
     # Weights are uneven, so that a third of the particles count; five standard errors.
