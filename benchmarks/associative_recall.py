@@ -16,8 +16,8 @@ that the input alone gives (`divided_by_input`), where they need not be (`divide
       --heads 16 --cores divided_by_weights divided_by_input divided_by_input_signed \
       --out benchmarks/results/multi_query_recall.json
 
-With two heads of 16 features all three solve the task; with 16 heads of two, memory is what is short. At the rate of
-1e-2 the forms that are divided by the input may never begin to learn.
+With two heads of 16 positive features both divisions solve the task; with 16 heads of two, memory is what is short. At
+the rate of 1e-2 the forms that are divided by the input may never begin to learn.
 
 Cores measured earlier on the same task stay in the file.
 

@@ -185,6 +185,7 @@ class WholePositions:
         if name == "target":  # of an instance that is being made
             raise AttributeError(name)
         found = getattr(self.target, name)
+        # Which only targets of samplers that temper have.
         return (lambda position: _whole(found(_whole(position)))) if name == "split_log_density" else found
 
 

@@ -223,9 +223,7 @@ def _affine(
 
     def system(unknowns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, states = unknowns
-        # For a gradient the states are kept, which whatever reads them may keep as well, and not those a step earlier.
-        flow = jax.checkpoint(lambda start, states: structure.apply(decay, before(start, states)))
-        return _tied(start, states - flow(start, states))
+        return _tied(start, states - structure.apply(decay, before(start, states)))
 
     def solve(_: Any, right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         start, increment = right

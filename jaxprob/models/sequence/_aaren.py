@@ -131,7 +131,7 @@ class _Aaren(Core):
         self, xs: jax.Array, state: RunningSoftmax, reset: jax.Array | None, method: str
     ) -> tuple[jax.Array, RunningSoftmax]:
         both = self.project_in(xs).astype(jnp.float32).reshape(xs.shape[0], 2, self.heads, self._share)
-        scores = einsum("thd,hd->th", both[:, 0], self.query * self._share**-0.5)
+        scores = einsum("thd,hd->th", both[:, 0], self.query.astype(both.dtype) * self._share**-0.5)
         ys, state = attention_prefix(scores, both[:, 1], state, reset, method=method, chunk=self.chunk)
         return self.project_out(ys.reshape(xs.shape).astype(xs.dtype)), state
 

@@ -48,8 +48,9 @@ class _ARNet(Core):
         if reset is not None:
             return recurrent_states(self._cell(), state, xs, self.initial_state(), reset)
         inputs = jnp.concatenate([state, xs.astype(state.dtype)])
-        # (lag, output, input), the latest lag first, becomes (place in the window, input, output).
-        kernel = jnp.swapaxes(jnp.flip(self.coefficients, 0), 1, 2)
+        lags, bias = self._lags(state.dtype)
+        # (place in the window, output, input) becomes (place in the window, input, output).
+        kernel = jnp.swapaxes(lags, 1, 2)
         ys = lax.conv_general_dilated(
             jnp.expand_dims(inputs, 0),
             kernel,
@@ -58,7 +59,7 @@ class _ARNet(Core):
             dimension_numbers=("NWC", "WIO", "NWC"),
             precision=lax.Precision.HIGHEST,
         )
-        return (ys[0] + jnp.expand_dims(self.bias, 0)).astype(xs.dtype), inputs[xs.shape[0] :]
+        return (ys[0] + jnp.expand_dims(bias, 0)).astype(xs.dtype), inputs[xs.shape[0] :]
 
     def step(self, x: jax.Array, state: Any = None, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """One input (width,): the mean of the next one."""
@@ -66,10 +67,13 @@ class _ARNet(Core):
         state, y = self._cell()(check_state(self, state), x)
         return y, state
 
-    def _cell(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        lags, bias = jnp.flip(self.coefficients, 0), self.bias
+    def _lags(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """The coefficients, the latest lag last as in the state, and the bias."""
+        return jnp.flip(self.coefficients, 0).astype(dtype), self.bias.astype(dtype)
 
+    def _cell(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         def cell(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            lags, bias = self._lags(state.dtype)
             inputs = jnp.concatenate([state, jnp.expand_dims(x.astype(state.dtype), 0)])
             y = jnp.einsum("koi,ki->o", lags, inputs, precision=lax.Precision.HIGHEST) + bias
             return inputs[1:], y.astype(x.dtype)

@@ -44,8 +44,9 @@ def decay_parameters(module: nn.Module, heads: int) -> tuple[jax.Array, jax.Arra
 
 def log_decays(steps: jax.Array, log_rate: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sizes of the steps, softplus(steps + bias), and logarithms of the decays; both (time, heads)."""
-    sizes = softplus(steps + jnp.expand_dims(bias, 0))
-    return sizes, -sizes * jnp.exp(jnp.expand_dims(log_rate, 0))
+    log_rate, bias = (jnp.expand_dims(x.astype(steps.dtype), 0) for x in (log_rate, bias))
+    sizes = softplus(steps + bias)
+    return sizes, -sizes * jnp.exp(log_rate)
 
 
 class _Mamba2(Core):
@@ -106,7 +107,7 @@ class _Mamba2(Core):
         ys, memory = state_space_duality(
             entering, log_decay, b, c, state.memory, reset, chunk=self.chunk, method=method
         )
-        ys = ys + jnp.expand_dims(self.skip, (0, 2)) * x
+        ys = ys + jnp.expand_dims(self.skip.astype(x.dtype), (0, 2)) * x
         ys = self.norm(ys.reshape(time, inner) * nn.silu(gate))
         return self.project_out(ys.astype(xs.dtype)), MemoryState(window, memory)
 

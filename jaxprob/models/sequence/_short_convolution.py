@@ -84,6 +84,7 @@ class ShortConvolution(nn.Module):
 
         kernel = self.param("kernel", uniform, (self.taps, self.channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        kernel, bias = kernel.astype(xs.dtype), bias.astype(xs.dtype)
         ys, state = causal_convolution(xs, kernel, state, reset)
         return nn.silu(ys + jnp.expand_dims(bias, 0)), state
 

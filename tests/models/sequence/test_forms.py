@@ -159,16 +159,16 @@ def compared(got, wanted):
     out |= {f"state {i}": share(x, y, np.inf) for i, (x, y) in enumerate(zip(final, state, strict=True))}
     pairs = zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(exact), strict=True)
     # Some are zero, of the weights of a single value say, but for the rounding of the reference.
-    least = 1e-12 * max(np.linalg.norm(np.ravel(x)) for x in jax.tree.leaves(exact))
-    return out | {f"derivative {jax.tree_util.keystr(path)}": share(x, y, 2, least) for (path, x), y in pairs}
+    largest = max(np.linalg.norm(np.ravel(x)) for x in jax.tree.leaves(exact))
+    return out | {f"derivative {jax.tree_util.keystr(path)}": share(x, y, 2, largest) for (path, x), y in pairs}
 
 
-def share(got, wanted, order, least=0.0):
-    """The size of the error, of that of what is wanted unless that is nothing."""
+def share(got, wanted, order, largest=0.0):
+    """The size of the error, of that of what is wanted; of the largest of all where that is nothing but rounding."""
     got, wanted = (np.asarray(x, np.float64).ravel() for x in (got, wanted))
     assert got.shape == wanted.shape
     size = np.linalg.norm(wanted, order)
-    return np.linalg.norm(got - wanted, order) / (size if size > least else 1.0)
+    return np.linalg.norm(got - wanted, order) / ((size if size > 1e-12 * largest else largest) or 1.0)
 
 
 RESETS = (0.0, 0.4, 1.0)
@@ -185,6 +185,19 @@ SLOW = [(1, (0.0,)), (7, ()), (1024, RESETS), (16_384, ()), (16_384, RESETS)]
 def test_every_form_is_the_reference_with_its_derivatives(name, time, resets):
     for form, found in errors(name, time, resets).items():
         assert max(found.values()) < 1e-4, (form, found)
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_parameters_in_bfloat16_are_numbers_like_others(name):
+    """As `learning.Task(compute_dtype=jnp.bfloat16)` gives them."""
+    net, (params, xs, state, _) = next(iter(CORES[name].values())), problem(name, 7, ())
+    low = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+    apply = jax.jit(lambda params: net.apply(params, xs, first_state(net, params, state))[0])
+    got, wanted = apply(low), apply(rounded)
+    assert got.dtype == jnp.float32
+    # What is made of parameters alone may be rounded to eight bits once more.
+    assert share(got, wanted, np.inf) < 0.02
 
 
 def long_memory(name):
