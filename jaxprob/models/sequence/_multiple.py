@@ -60,8 +60,8 @@ class Multiple(Core):
         dtype = core.accumulator_dtype(core.result_dtype(xs, self.skip))
         decay, gain = self.system(dtype)
         # The gain multiplies B, which is smaller than what the inputs add.
-        into = Complex(self.input_real.astype(dtype), self.input_imaginary.astype(dtype))
-        into = jnp.expand_dims(as_complex(gain), 1) * as_complex(into)
+        inputs = Complex(self.input_real.astype(dtype), self.input_imaginary.astype(dtype))
+        into = jnp.expand_dims(as_complex(gain), 1) * as_complex(inputs)
         added = product(xs, jnp.concatenate([into.real, into.imag])).astype(dtype)
         return decay, Complex(*jnp.split(added, 2, -1))
 
