@@ -40,7 +40,7 @@ def primitive(function: Callable[[jax.Array], Any], jvp: Callable[..., Any], sha
     return made.bind
 
 
-def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+def whole(function: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """A function that stays whole where what it is part of is linearised and its arguments do not move.
 
     For the rule of a `jax.custom_jvp` that has a gradient at hand and multiplies tangents by it: JAX divides such a
@@ -49,6 +49,10 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: of pytrees of arrays, to one; traced where it is called.
+      batch: what to do with a batch of arguments if not `jax.vmap(function)`, which knows nothing of their values:
+        `batch(function, batched, *args)`, of the function as it was traced and a tuple of pytrees like `args` that say
+        which arrays have a leading axis of the batch, to what `function` returns, with such an axis everywhere; or
+        None, for `jax.vmap`. It closes over no arrays that are transformed.
 
     >>> float(whole(lambda x: x**2)(jnp.array(3.0)))
     9.0
@@ -60,22 +64,31 @@ def whole(function: Callable[..., Any]) -> Callable[..., Any]:
         def flat(*leaves: Any) -> Any:
             return function(*jax.tree.unflatten(structure, leaves))
 
+        def of_batch(call: ClosedJaxpr, batched: Sequence[bool], leaves: Sequence[jax.Array]) -> Any:
+            def traced(*args: Any) -> Any:
+                return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(call)(*jax.tree.leaves(args)))
+
+            assert batch is not None
+            return batch(traced, jax.tree.unflatten(structure, batched), *jax.tree.unflatten(structure, leaves))
+
         made, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        count = 0
         if any(isinstance(x, jax.core.Tracer) for x in made.consts):
             # What the function closes over becomes arguments, so that it is transformed with them.
-            closed, leaves = made, [*made.consts, *leaves]
+            closed, leaves, count = made, [*made.consts, *leaves], len(made.consts)
 
             def opened(*leaves: Any) -> Any:
-                count = len(closed.consts)
                 return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, leaves[:count]))(*leaves[count:])
 
             made = jax.make_jaxpr(opened)(*leaves)
-        return jax.tree.unflatten(jax.tree.structure(shapes), _whole.bind(*leaves, call=made))
+        # Only of functions that close over nothing, whose arguments are all there is.
+        rule = None if batch is None or count else of_batch
+        return jax.tree.unflatten(jax.tree.structure(shapes), _whole.bind(*leaves, call=made, batch=rule))
 
     return call
 
 
-def _whole_jvp(primals: Any, tangents: Any, *, call: ClosedJaxpr) -> tuple[Any, Any]:
+def _whole_jvp(primals: Any, tangents: Any, *, call: ClosedJaxpr, batch: Any) -> tuple[Any, Any]:
     moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
 
     def of_moving(*some: Any) -> Any:
@@ -87,16 +100,23 @@ def _whole_jvp(primals: Any, tangents: Any, *, call: ClosedJaxpr) -> tuple[Any, 
     return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
-def _whole_batch(arrays: Sequence[jax.Array], axes: Sequence[int | None], *, call: ClosedJaxpr) -> tuple[Any, Any]:
-    made = jax.make_jaxpr(jax.vmap(jaxpr_as_fun(call), in_axes=tuple(axes)))(*arrays)
-    found = _whole.bind(*arrays, call=made)
+def _whole_batch(
+    arrays: Sequence[jax.Array], axes: Sequence[int | None], *, call: ClosedJaxpr, batch: Any
+) -> tuple[Any, tuple[int, ...]]:
+    batched = [axis is not None for axis in axes]
+    arrays = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arrays, axes, strict=True)]
+    found = None if batch is None else batch(call, batched, arrays)
+    if found is None:
+        every = jax.vmap(jaxpr_as_fun(call), in_axes=[0 if x else None for x in batched])
+        found = _whole.bind(*arrays, call=jax.make_jaxpr(every)(*arrays), batch=None)
+    found = jax.tree.leaves(found)
     return found, (0,) * len(found)
 
 
 _whole = Primitive("whole")
 _whole.multiple_results = True
-_whole.def_abstract_eval(lambda *_, call: call.out_avals)
-_whole.def_impl(lambda *arrays, call: jax.jit(jaxpr_as_fun(call))(*arrays))
-mlir.register_lowering(_whole, mlir.lower_fun(lambda *arrays, call: jaxpr_as_fun(call)(*arrays)))
+_whole.def_abstract_eval(lambda *_, call, batch: call.out_avals)
+_whole.def_impl(lambda *arrays, call, batch: jax.jit(jaxpr_as_fun(call))(*arrays))
+mlir.register_lowering(_whole, mlir.lower_fun(lambda *arrays, call, batch: jaxpr_as_fun(call)(*arrays)))
 batching.primitive_batchers[_whole] = _whole_batch
 ad.primitive_jvps[_whole] = _whole_jvp

@@ -67,6 +67,29 @@ def test_what_it_closes_over_moves_too(tree):
         close(transformed(lambda x: closing(x, core.whole))(x), transformed(lambda x: closing(x, lambda f: f))(x))
 
 
+def test_a_rule_for_batches(tree):
+    """It is told which arguments are batched, along the first axis, and may leave the batch to `vmap`."""
+    seen = []
+
+    def batch(function, batched, x, y):
+        seen.append((batched, x.shape))
+        if not batched[1]:
+            return None
+        return jax.vmap(function, [0 if b else None for b in batched])(x, y) + 1
+
+    def product(x, y):
+        return core.whole(jnp.multiply, batch)(x, y)
+
+    x, y = jnp.arange(3.0), 2 * jnp.arange(3.0)
+    close(product(x[1], y[1]), 2.0)
+    close(jax.vmap(product)(x, y), x * y + 1)
+    close(jax.vmap(lambda x: product(x, y[1]))(x), 2 * x)
+    close(jax.vmap(product, (1, 0))(jnp.stack([x, y], 0), y), jnp.stack([x, y], 1) * y[:, None] + 1)
+    close(jax.grad(lambda x: jnp.sum(jax.vmap(product)(x, y)))(x), y)
+    assert [batched for batched, _ in seen] == [(True, True), (True, False), (True, True), (True, True)]
+    assert seen[2][1] == (3, 2)
+
+
 def test_nothing_is_left_of_the_loop_but_its_gradient(tree):
     """Two loops, forward and back, as in the gradient alone; and what is traced has them inside one equation."""
     primitives = [equation.primitive.name for equation in jax.make_jaxpr(jax.grad(fast))(tree).eqns]

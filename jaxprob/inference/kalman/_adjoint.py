@@ -59,7 +59,8 @@ def _advance(moments: Moments, step: Step) -> tuple[Moments, Seen]:
     return predict(filtered, step.dynamics, step.dynamics_offset, step.dynamics_root), found
 
 
-def _forward(start: Moments, constant: Step, varying: Step) -> tuple[Any, Any]:
+def forward(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Moments, Moments]:
+    """As `seen`, and the predictions of all times."""
     steps = Steps(start, constant, varying)
 
     def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
@@ -67,12 +68,22 @@ def _forward(start: Moments, constant: Step, varying: Step) -> tuple[Any, Any]:
         return after, (found, moments)
 
     final, (found, predicted) = scan.scan(body, start, varying)
-    return (found, final), (steps, predicted, final.factor)
+    return found, final, predicted
 
 
-def _backward(kept: Any, cotangents: Any) -> Any:
-    steps, predicted, last = kept
-    of_seen, of_final = cotangents
+def backward(
+    steps: Steps, predicted: Moments, last: jax.Array, of_final: Moments, of_seen: Seen, totals: Step
+) -> tuple[Moments, Step, Step]:
+    """Cotangents of the start, those of what is constant, added to `totals`, and those of what varies, time leading.
+
+    Args:
+      steps: of which the start is not used.
+      predicted: at all times.
+      last: (n, n), root of the prediction after the last time.
+      of_final: cotangent of that.
+      of_seen: cotangent of what was seen.
+      totals: as `zeros_like`.
+    """
 
     def body(carry: Any, at: Any) -> Any:
         after, next_factor, totals = carry
@@ -82,11 +93,26 @@ def _backward(kept: Any, cotangents: Any) -> Any:
         totals = jax.tree.map(jnp.add, totals, _where_there(steps.constant, of_step))
         return (before, moments.factor, totals), _where_there(steps.varying, of_step)
 
-    zero = jax.tree.map(jnp.zeros_like, _where_there(steps.constant, steps.constant))
     (of_start, _, totals), each = scan.scan(
-        body, (of_final, last, zero), (steps.varying, predicted, of_seen), reverse=True
+        body, (of_final, last, totals), (steps.varying, predicted, of_seen), reverse=True
     )
     return of_start, totals, each
+
+
+def zeros_like(constant: Step) -> Step:
+    """Cotangents of what is constant."""
+    return jax.tree.map(jnp.zeros_like, _where_there(constant, constant))
+
+
+def _forward(start: Moments, constant: Step, varying: Step) -> tuple[Any, Any]:
+    found, final, predicted = forward(start, constant, varying)
+    return (found, final), (Steps(start, constant, varying), predicted, final.factor)
+
+
+def _backward(kept: Any, cotangents: Any) -> Any:
+    steps, predicted, last = kept
+    of_seen, of_final = cotangents
+    return backward(steps, predicted, last, of_final, of_seen, zeros_like(steps.constant))
 
 
 seen.defvjp(_forward, _backward)
@@ -107,6 +133,24 @@ def _one_back(
       next_factor: (n, n), root of the next prediction.
       after: R (n, 1 + d), cotangent of the means, and 2 G L (n, n).
     """
+    filtered, unobserve = observed(moments, step)
+    # Back through x+ = F x + b + G w: the rows [F L, G] are the next root times Q, whose rows are orthonormal.
+    n = filtered.factor.shape[0]
+    rows = jnp.concatenate([product(step.dynamics, filtered.factor), step.dynamics_root], 1)
+    of_rows = product(after.factor, _directions(next_factor, rows))
+    of_dynamics = product(after.mean, filtered.mean.T) + product(of_rows[:, :n], filtered.factor.T)
+    cotangent = Moments(product(step.dynamics.T, after.mean), product(step.dynamics.T, of_rows[:, :n]))
+    before, of_observed = unobserve(cotangent, of_seen)
+    return before, of_observed._replace(
+        dynamics=of_dynamics, dynamics_offset=after.mean[:, 0], dynamics_root=of_rows[:, n:]
+    )
+
+
+def observed(moments: Moments, step: Step) -> tuple[Moments, Callable[[Moments, Seen], tuple[Moments, Step]]]:
+    """The moments after `observe`; and cotangents before it, and of its step, from those after it and of what was seen.
+
+    The cotangent of a root L is 2 G L.
+    """
     m = step.emission.shape[0]
     full = step.emission_covariance.ndim == 2
     numbers: Any = (step.emission, step.emission_covariance, step.values)
@@ -118,23 +162,19 @@ def _one_back(
     each = (*numbers, step.seen)
     before_each, filtered = _each(lambda moments, one: (observe_one(moments, *one)[0], moments), moments, each)
 
-    # Back through x+ = F x + b + G w: the rows [F L, G] are the next root times Q, whose rows are orthonormal.
-    n = filtered.factor.shape[0]
-    rows = jnp.concatenate([product(step.dynamics, filtered.factor), step.dynamics_root], 1)
-    of_rows = product(after.factor, _directions(next_factor, rows))
-    of_dynamics = product(after.mean, filtered.mean.T) + product(of_rows[:, :n], filtered.factor.T)
-    cotangent = Moments(product(step.dynamics.T, after.mean), product(step.dynamics.T, of_rows[:, :n]))
-
     def one_back(cotangent: Moments, at: Any) -> tuple[Moments, Any]:
         return _unobserve_one(cotangent, *at)
 
-    of_each, before = _each(one_back, cotangent, (before_each, *each, of_seen), reverse=True)
-    if back is not None:
-        of_each = back(of_each)
-    elif full:
-        of_each = of_each[0], jnp.expand_dims(of_each[1], 0), of_each[2]
-    of_emission, of_noise, of_values = of_each
-    return before, Step(of_dynamics, after.mean[:, 0], of_rows[:, n:], of_emission, of_noise, of_values, None)
+    def unobserve(cotangent: Moments, of_seen: Seen) -> tuple[Moments, Step]:
+        of_each, before = _each(one_back, cotangent, (before_each, *each, of_seen), reverse=True)
+        if back is not None:
+            of_each = back(of_each)
+        elif full:
+            of_each = of_each[0], jnp.expand_dims(of_each[1], 0), of_each[2]
+        of_emission, of_noise, of_values = of_each
+        return before, Step(None, None, None, of_emission, of_noise, of_values, None)
+
+    return filtered, unobserve
 
 
 def _each(body: Any, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
@@ -182,37 +222,37 @@ def _unobserve_one(
     C C^T = I - f f^T / s.
     """
     mean, factor = moments
-    f, total, gain, kept, moved = turn(factor, row, variance)
+    f, total, inverse, gain, kept, moved = turn(factor, row, variance)
     there = seen & (total > 0)
-    total = jnp.where(there, total, 1)
+    precision = inverse * inverse
     eye = jnp.eye(row.shape[0], dtype=bool)
     change = jnp.where(eye, kept, -later(f) * jnp.expand_dims(f, 1) * jnp.expand_dims(moved, 0))
 
     residual = value - jnp.sum(mean * jnp.expand_dims(row, 1), 0)
-    along_mean = jnp.sum(after.mean * jnp.expand_dims(gain, 1), 0)
-    along_factor = jnp.sum(after.factor * jnp.expand_dims(gain, 1), 0)
-    scale = jnp.sqrt(total)
-    of_residual = along_mean / total + of_seen.innovation / scale
+    along_mean = jnp.sum(after.mean * jnp.expand_dims(gain, 1), 0) * precision
+    along_factor = jnp.sum(after.factor * jnp.expand_dims(gain, 1), 0) * precision
+    of_residual = along_mean + of_seen.innovation * inverse
     # Of s, but for what comes through the covariance after the update.
-    surprise = jnp.sum(of_seen.innovation * residual) / scale
-    of_total = (0.5 * (of_seen.log_scale - surprise) - jnp.sum(along_mean * residual) / total) / total
-    pulled = jnp.sum(after.mean * jnp.expand_dims(residual, 0), 1) / total
+    of_total = (
+        0.5 * of_seen.log_scale - jnp.sum((along_mean + 0.5 * of_seen.innovation * inverse) * residual)
+    ) * precision
+    pulled = jnp.sum(after.mean * jnp.expand_dims(residual, 0), 1) * precision
     projected = jnp.sum(factor * jnp.expand_dims(pulled, 1), 0)
 
-    outer = after.factor - jnp.expand_dims(row, 1) * jnp.expand_dims(along_factor / total, 0)
+    outer = after.factor - jnp.expand_dims(row, 1) * jnp.expand_dims(along_factor, 0)
     of_factor = (
         product(outer, change.T)
         + jnp.expand_dims(pulled, 1) * jnp.expand_dims(f, 0)
         + jnp.expand_dims(row, 1) * jnp.expand_dims(projected + 2 * of_total * f, 0)
     )
     of_mean = after.mean - jnp.expand_dims(row, 1) * jnp.expand_dims(of_residual, 0)
-    turned = projected - jnp.sum(change * jnp.expand_dims(along_factor / total, 0), 1)
+    turned = projected - jnp.sum(change * jnp.expand_dims(along_factor, 0), 1)
     of_row = (
         jnp.sum(factor * jnp.expand_dims(turned, 0), 1)
         + 2 * of_total * gain
         - jnp.sum(mean * jnp.expand_dims(of_residual, 0), 1)
     )
-    of_variance = 0.5 * jnp.sum(along_factor * moved) / total + of_total
+    of_variance = 0.5 * jnp.sum(along_factor * moved) + of_total
 
     of_numbers = (of_row, of_variance, of_residual)
     before, of_numbers = jax.tree.map(

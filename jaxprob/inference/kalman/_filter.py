@@ -19,6 +19,7 @@ from jaxprob.inference.kalman import _parallel as parallel
 from jaxprob.inference.kalman import _sequential as sequential
 from jaxprob.inference.kalman import _steady as steady
 from jaxprob.inference.kalman._linearize import Laplace, Rule, as_rule
+from jaxprob.inference.kalman._sharing import sharing
 from jaxprob.inference.kalman._square_root import Moments, Seen
 from jaxprob.inference.kalman._steps import Steps, as_observations, covariance_of, prepare
 from jaxprob.models.state_space import LinearGaussian, StateSpaceModel
@@ -209,7 +210,7 @@ def pick(function: str, model: LinearGaussian, times: int, method: str) -> str:
         if jax.default_backend() != "cpu" and times > 1:
             return "parallel"
         method = "sequential" if model.time_varying else "steady"
-    return "sequential" if method == "steady" and times < 4 * steady.SETTLING else method
+    return "sequential" if method == "steady" and times < 8 * steady.BLOCK else method
 
 
 RUN = {
@@ -263,7 +264,7 @@ def _log_likelihood(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> jax
 
 def _total(found: Seen, method: str) -> jax.Array:
     roots = diffuse.information(found.innovation, method) if found.innovation.shape[2] > 1 else None
-    return diffuse.log_likelihoods(found, roots)[-1]
+    return diffuse.total(found, roots)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -276,13 +277,11 @@ def _(method: str, primals: tuple[Steps], tangents: tuple[Steps]) -> tuple[jax.A
     """Derivatives in both modes from one gradient, which costs about what two filters do."""
     (steps,), (moved,) = primals, tangents
 
-    @core.whole
-    def gradient(steps: Steps) -> tuple[jax.Array, Steps]:
-        if method == "steady":
-            return steady.gradient(lambda found: _total(found, method), steps)
+    def gradient(method: str, steps: Steps) -> tuple[jax.Array, Steps]:
         return adjoint.gradient(lambda steps: _total(RUN[method](steps, keep=False)[2], method), steps)
 
-    value, slopes = gradient(steps)
+    otherwise = "sequential" if method == "steady" else method
+    value, slopes = sharing(functools.partial(gradient, method), functools.partial(gradient, otherwise))(steps)
     change = jnp.zeros_like(value)
     for slope, tangent in zip(*map(_leaves, (slopes, moved)), strict=True):
         # Entries that do not move, and those that have no derivative.

@@ -8,6 +8,7 @@ import jax
 
 from jaxprob import scan
 from jaxprob.inference.kalman import _adjoint as adjoint
+from jaxprob.inference.kalman._sharing import sharing
 from jaxprob.inference.kalman._square_root import Moments, Seen, observe, predict
 from jaxprob.inference.kalman._steps import Step, Steps
 
@@ -20,13 +21,21 @@ def advance(moments: Moments, step: Step) -> tuple[Moments, Moments, Seen]:
 
 def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     """Predicted and filtered moments and what was seen, time leading; None for the moments unless they are kept."""
-    if not keep:
-        return None, None, adjoint.seen(*steps)[0]
+    found = sharing(lambda steps: all_times(steps, keep))(steps)
+    return found if keep else (None, None, found)
+
+
+def all_times(steps: Steps, keep: bool) -> Any:
+    """What `run` returns, or what was seen only."""
+    return moments(steps)[1] if keep else adjoint.seen(*steps)[0]
+
+
+def moments(steps: Steps) -> tuple[Moments, tuple[Moments, Moments, Seen]]:
+    """The prediction after the last time; predicted and filtered moments and what was seen, time leading."""
 
     def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
         after, filtered, seen = advance(moments, steps.at(varying))
         return after, (moments, filtered, seen)
 
     # For a gradient only the moments between steps are kept: to compute a step again costs less than to store it.
-    body = jax.checkpoint(body, prevent_cse=False)
-    return scan.scan(body, steps.start, steps.varying)[1]
+    return scan.scan(jax.checkpoint(body, prevent_cse=False), steps.start, steps.varying)

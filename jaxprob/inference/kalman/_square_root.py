@@ -178,6 +178,7 @@ class Turn(NamedTuple):
     Attributes:
       f: (n,).
       total: s, ().
+      inverse: 1 / sqrt(s), (); 0 where s is 0.
       gain: L f, (n,).
       kept, moved: (n,), of column i what is kept, sqrt(s_i / s_{i-1}), and by how much the later ones enter,
         f_i / sqrt(s_i s_{i-1}), for the partial sums s_i = r + f_{i+1}^2 + ... + f_{n-1}^2.
@@ -185,6 +186,7 @@ class Turn(NamedTuple):
 
     f: jax.Array
     total: jax.Array
+    inverse: jax.Array
     gain: jax.Array
     kept: jax.Array
     moved: jax.Array
@@ -192,19 +194,19 @@ class Turn(NamedTuple):
 
 def turn(factor: jax.Array, row: jax.Array, variance: jax.Array) -> Turn:
     """The turn of a root (n, n) by a number h x + N(0, r)."""
+    n = row.shape[0]
     f = jnp.sum(factor * jnp.expand_dims(row, 1), 0)
     squares = f * f
-    if row.shape[0] <= UNROLLED:
-        below = variance + jnp.sum(later(f) * jnp.expand_dims(squares, 1), 0)
+    if n <= UNROLLED:
+        sums = variance + jnp.sum(np.tri(n, n + 1, dtype=f.dtype) * jnp.expand_dims(squares, 1), 0)
     else:
-        below = variance + lax.cumsum(squares, reverse=True) - squares
-    above = below + squares
-    # Where nothing is uncertain so far, f is zero as well; and where the noise is none, the column becomes zero.
-    positive = below > 0
-    safe_below, safe_above = jnp.where(positive, below, 1), jnp.where(above > 0, above, 1)
-    kept = jnp.where(positive, jnp.sqrt(safe_below / safe_above), jnp.where(above > 0, 0.0, 1.0).astype(f.dtype))
-    moved = jnp.where(positive, f * lax.rsqrt(safe_below) * lax.rsqrt(safe_above), 0)
-    return Turn(f, variance + jnp.sum(squares), jnp.sum(factor * jnp.expand_dims(f, 0), 1), kept, moved)
+        sums = variance + jnp.concatenate([lax.cumsum(squares, reverse=True), jnp.zeros_like(squares, shape=(1,))])
+    # One kernel has all roots. Where a sum is zero so is f; where only the later one is, the noise is none, and the
+    # column becomes zero.
+    inverse = jnp.where(sums > 0, lax.rsqrt(jnp.where(sums > 0, sums, 1)), 0)
+    both = inverse[:-1] * inverse[1:]
+    kept = jnp.where(sums[:-1] > 0, sums[1:] * both, 1)
+    return Turn(f, sums[0], inverse[0], jnp.sum(factor * jnp.expand_dims(f, 0), 1), kept, f * both)
 
 
 def later(f: jax.Array) -> jax.Array:
@@ -232,22 +234,22 @@ def observe_one(
     """
     mean, factor = moments
     n = row.shape[0]
-    f, total, gain, kept, moved = turn(factor, row, variance)
+    f, total, inverse, gain, kept, moved = turn(factor, row, variance)
     gains = product(factor * jnp.expand_dims(f, 0), later(f))
     rest, taken = factor * jnp.expand_dims(kept, 0), gains * jnp.expand_dims(moved, 0)
     new_factor = _without_rounding(rest - taken, jnp.abs(rest) + jnp.abs(taken), 2)
 
     there = seen & (total > 0)
-    scale = jnp.sqrt(jnp.where(there, total, 1))
     residual = value - jnp.sum(mean * jnp.expand_dims(row, 1), 0)
-    innovation = jnp.where(there, residual / scale, 0)
-    new_mean = mean + jnp.expand_dims(gain / scale, 1) * jnp.expand_dims(innovation, 0)
+    innovation = jnp.where(there, residual * inverse, 0)
+    new_mean = mean + jnp.expand_dims(gain * inverse, 1) * jnp.expand_dims(innovation, 0)
     new = Moments(new_mean, jnp.where(there, new_factor, factor))
     # A number known beforehand is no surprise, or an impossible one.
     size = jnp.abs(value[0]) + jnp.sum(jnp.abs(mean[:, 0] * row))
     close = jnp.abs(residual[0]) <= 64 * n * jnp.finfo(f.dtype).eps * size
     impossible = seen & ~(total > 0) & ~close
-    return new, Seen(innovation, jnp.where(impossible, jnp.inf, jnp.where(there, HALF_LOG_TAU + jnp.log(scale), 0)))
+    log_scale = HALF_LOG_TAU + 0.5 * jnp.log(jnp.where(there, total, 1))
+    return new, Seen(innovation, jnp.where(impossible, jnp.inf, jnp.where(there, log_scale, 0)))
 
 
 def _without_rounding(sums: jax.Array, sizes: jax.Array, terms: int) -> jax.Array:
