@@ -102,9 +102,9 @@ def filter(
       ys: (time, m), or (time,) where m = 1. NaN is missing, entry by entry.
       missing: booleans of the same shape, true where an entry is missing; shorter series of a batch are padded, and
         missing there.
-      method: "sequential"; "steady", sequential until the covariances stand still and a linear recurrence from there
-        on, for models in which nothing varies (a series with missing entries, or one that does not settle, is filtered
-        as by "sequential"); "parallel" in time (on a CPU in chunks: for one long series and few states in half the time
+      method: "sequential"; "steady", a linear recurrence wherever the covariances stand still, for models in which
+        nothing varies (a block of 128 times in which something is missing, or before which they moved, is filtered as
+        by "sequential"); "parallel" in time (on a CPU in chunks: for one long series and few states in half the time
         of "sequential", and twice its compile time); or "auto": parallel on an accelerator, else steady where the model
         allows it. All of these carry square roots and agree to rounding. "covariance" carries covariances, which is
         cheaper with many numbers at a time (not with few) and least safe: for models in which all that is observed has
