@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxprob.inference import kalman
 from jaxprob.inference.kalman import _steady as steady
@@ -130,6 +132,32 @@ def test_batches_of_batches_and_of_models(x64):
     close(jax.vmap(likelihood)(scales, batch), np.diagonal(found))
     several = jax.vmap(jax.vmap(lambda ys: likelihood(1.0, ys)))(np.stack([batch, batch + 1]))
     close(several, np.array([[likelihood(1.0, ys) for ys in some] for some in (batch, batch + 1)]))
+
+
+@pytest.mark.parametrize("times", [20, pytest.param(8 * BLOCK, marks=pytest.mark.slow)])
+def test_series_on_several_devices(times):
+    """Inside `shard_map`, of a model that is the same on all of them."""
+    model, ys = make("correlated_noise", times=times, dtype=np.float32)
+    batch = np.stack([ys, 2 * ys, -ys, ys[::-1]])
+
+    def each(ys):
+        return kalman.smooth(model, ys).mean, kalman.log_likelihood(model, ys), jax.grad(total, 1)(model, ys)
+
+    def total(model, ys):
+        return kalman.log_likelihood(model, ys)
+
+    mesh = Mesh(np.array(jax.devices()[:2]), "i")
+    on_two = jax.shard_map(jax.vmap(each), mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    close(jax.jit(on_two)(batch), jax.jit(jax.vmap(each))(batch), 1e-5)
+
+    def summed(model):
+        found = jax.shard_map(jax.vmap(lambda ys: total(model, ys)), mesh=mesh, in_specs=P("i"), out_specs=P("i"))(
+            batch
+        )
+        return jnp.sum(found)
+
+    slopes = jax.jit(jax.grad(summed))(model)
+    close(slopes, jax.jit(jax.grad(lambda model: jnp.sum(jax.vmap(lambda ys: total(model, ys))(batch))))(model), 1e-4)
 
 
 def test_a_batch_moves_its_covariances_once():
