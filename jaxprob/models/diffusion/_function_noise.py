@@ -106,7 +106,9 @@ def gaussian_process_noise(
       lengthscale: ().
       kernel: correlation as a function of a distance in length scales; `exp(-d^2 / 2)` by default.
       nugget: share of the variance that is independent from time to time. A smooth kernel at near times needs one, and
-        with less than 1e-4 float32 has no digits left of what whitened values are.
+        with less than 1e-4 float32 has no digits left of what whitened values are. An error of a denoiser that varies
+        from time to time counts by the inverse of this in the loss: with a smooth kernel let it say x_0
+        (`prediction="clean"`), not the noise.
 
     Raises:
       ValueError: if times do not rise, the length scale is not positive, or the nugget no share.

@@ -47,8 +47,7 @@ def inverse(bijector, x):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def differentiated(bijector, u, reverse_mode=False):
-    """`forward` of single vectors and log |det| of its Jacobian by autodiff."""
+def _jacobians(bijector, u, reverse_mode):
     jacobian = jax.jacrev if reverse_mode else jax.jacfwd
 
     def one(u):
@@ -57,9 +56,20 @@ def differentiated(bijector, u, reverse_mode=False):
             return x, x
 
         jac, x = jacobian(value, has_aux=True)(u)
-        return x, jnp.linalg.slogdet(jac)[1]
+        return x, jac
 
     return jax.vmap(one)(u)
+
+
+def differentiated(bijector, u, reverse_mode=False):
+    """`forward` of single vectors and log |det| of its Jacobian by autodiff, in float64.
+
+    Far out a Jacobian in float32, of entries of all sizes, does not know its determinant.
+    """
+    with jax.enable_x64(True):
+        wide, at = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, (bijector, u))
+        x, jacobians = _jacobians(wide, at, reverse_mode)
+        return np.asarray(x), np.linalg.slogdet(np.asarray(jacobians))[1]
 
 
 @jax.jit
@@ -75,17 +85,28 @@ def densities(bijector, x):
     return log_densities, gradients
 
 
+def rounded(function, bijector, at):
+    """By how much its log-determinants move with a few roundings of where they are taken.
+
+    Far out, where a number is the small difference of large ones, or at the end of a narrow piece of a spline, that is
+    more than the tolerance of float32.
+    """
+    nudge = 4 * np.finfo(at.dtype).eps * (1 + np.abs(at))
+    here = function(bijector, at)[1]
+    return np.max([np.abs(function(bijector, at + sign * nudge)[1] - here) for sign in (-1, 1)], axis=0)
+
+
 def check_map(bijector, at, tolerance, reverse_mode=False):
     """Inverses both ways, log-determinants against autodiff, single vectors against batches, the dtype."""
     size = 1 + np.abs(at)
     x, log_det = forward(bijector, at)
     back, back_log_det = inverse(bijector, x)
     np.testing.assert_allclose(back / size, at / size, atol=tolerance)
-    np.testing.assert_allclose(back_log_det, -log_det, atol=tolerance)
+    assert np.all(np.abs(back_log_det + log_det) <= tolerance + rounded(inverse, bijector, x))
     u, inverse_log_det = inverse(bijector, at)
     again, again_log_det = forward(bijector, u)
     np.testing.assert_allclose(again / size, at / size, atol=tolerance)
-    np.testing.assert_allclose(again_log_det, -inverse_log_det, atol=tolerance)
+    assert np.all(np.abs(again_log_det + inverse_log_det) <= tolerance + rounded(forward, bijector, u))
     singles, expected = differentiated(bijector, at, reverse_mode)
     np.testing.assert_allclose(singles / size, x / size, atol=tolerance)
     np.testing.assert_allclose(log_det, expected, atol=tolerance)
