@@ -41,6 +41,8 @@ from jaxprob.core._lyapunov import discrete_lyapunov as discrete_lyapunov
 from jaxprob.core._ordered import ordered_dot as ordered_dot
 from jaxprob.core._ordered import ordered_sum as ordered_sum
 from jaxprob.core._ordered import rounded as rounded
+from jaxprob.core._primitive import is_staged as is_staged
+from jaxprob.core._primitive import primitive as primitive
 from jaxprob.core._primitive import whole as whole
 from jaxprob.core._pytree import pytree as pytree
 from jaxprob.core._pytree import static as static

@@ -40,6 +40,15 @@ def primitive(function: Callable[[jax.Array], Any], jvp: Callable[..., Any], sha
     return made.bind
 
 
+def is_staged() -> bool:
+    """Whether what is called here becomes part of a program, as inside `jax.jit` or a loop, and is not computed now.
+
+    >>> is_staged()
+    False
+    """
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
 def whole(function: Callable[..., Any], batch: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """A function that stays whole where what it is part of is linearised and its arguments do not move.
 

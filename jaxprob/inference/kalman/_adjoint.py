@@ -37,8 +37,8 @@ WRITTEN_OUT = 6  # rows up to which a triangular system is solved by code that f
 
 
 @jax.custom_vjp
-def seen(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Moments]:
-    """What was seen at all times, time leading, and the prediction after the last.
+def seen(start: Moments, constant: Step, varying: Step) -> Seen:
+    """What was seen at all times, time leading.
 
     Args:
       start: of the first time, predicted.
@@ -50,8 +50,8 @@ def seen(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Moments]:
     def body(moments: Moments, varying: Step) -> tuple[Moments, Seen]:
         return _advance(moments, steps.at(varying))
 
-    final, found = scan.scan(body, start, varying)
-    return found, final
+    found: Seen = scan.scan(body, start, varying)[1]
+    return found
 
 
 def _advance(moments: Moments, step: Step) -> tuple[Moments, Seen]:
@@ -59,8 +59,12 @@ def _advance(moments: Moments, step: Step) -> tuple[Moments, Seen]:
     return predict(filtered, step.dynamics, step.dynamics_offset, step.dynamics_root), found
 
 
-def forward(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Moments, Moments]:
-    """As `seen`, and the predictions of all times."""
+def zeros_like(constant: Step) -> Step:
+    """Cotangents of what is constant."""
+    return jax.tree.map(jnp.zeros_like, where_there(constant, constant))
+
+
+def _forward(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Any]:
     steps = Steps(start, constant, varying)
 
     def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
@@ -68,62 +72,36 @@ def forward(start: Moments, constant: Step, varying: Step) -> tuple[Seen, Moment
         return after, (found, moments)
 
     final, (found, predicted) = scan.scan(body, start, varying)
-    return found, final, predicted
+    return found, (steps, predicted, final.factor)
 
 
-def backward(
-    steps: Steps, predicted: Moments, last: jax.Array, of_final: Moments, of_seen: Seen, totals: Step
-) -> tuple[Moments, Step, Step]:
-    """Cotangents of the start, those of what is constant, added to `totals`, and those of what varies, time leading.
-
-    Args:
-      steps: of which the start is not used.
-      predicted: at all times.
-      last: (n, n), root of the prediction after the last time.
-      of_final: cotangent of that.
-      of_seen: cotangent of what was seen.
-      totals: as `zeros_like`.
-    """
+def _backward(kept: Any, of_seen: Seen) -> Any:
+    steps, predicted, last = kept
 
     def body(carry: Any, at: Any) -> Any:
         after, next_factor, totals = carry
         varying, moments, of_seen = at
-        before, of_step = _one_back(moments, steps.at(varying), next_factor, after, of_seen)
+        before, of_step = one_back(moments, steps.at(varying), next_factor, after, of_seen)
         # What is constant has one cotangent for all times, and what varies one at each.
-        totals = jax.tree.map(jnp.add, totals, _where_there(steps.constant, of_step))
-        return (before, moments.factor, totals), _where_there(steps.varying, of_step)
+        totals = jax.tree.map(jnp.add, totals, where_there(steps.constant, of_step))
+        return (before, moments.factor, totals), where_there(steps.varying, of_step)
 
+    none = jax.tree.map(jnp.zeros_like, steps.start)
     (of_start, _, totals), each = scan.scan(
-        body, (of_final, last, totals), (steps.varying, predicted, of_seen), reverse=True
+        body, (none, last, zeros_like(steps.constant)), (steps.varying, predicted, of_seen), reverse=True
     )
     return of_start, totals, each
-
-
-def zeros_like(constant: Step) -> Step:
-    """Cotangents of what is constant."""
-    return jax.tree.map(jnp.zeros_like, _where_there(constant, constant))
-
-
-def _forward(start: Moments, constant: Step, varying: Step) -> tuple[Any, Any]:
-    found, final, predicted = forward(start, constant, varying)
-    return (found, final), (Steps(start, constant, varying), predicted, final.factor)
-
-
-def _backward(kept: Any, cotangents: Any) -> Any:
-    steps, predicted, last = kept
-    of_seen, of_final = cotangents
-    return backward(steps, predicted, last, of_final, of_seen, zeros_like(steps.constant))
 
 
 seen.defvjp(_forward, _backward)
 
 
-def _where_there(which: Step, step: Step) -> Step:
+def where_there(which: Step, step: Step) -> Step:
     """The entries of a step that are there in another, but for `seen`, which has no derivative."""
     return Step(*(x if w is not None else None for w, x in zip(which, step, strict=True)))._replace(seen=None)
 
 
-def _one_back(
+def one_back(
     moments: Moments, step: Step, next_factor: jax.Array, after: Moments, of_seen: Seen
 ) -> tuple[Moments, Step]:
     """Cotangents before a time, and of its step, from those of the next prediction and of what was seen.
@@ -162,11 +140,11 @@ def observed(moments: Moments, step: Step) -> tuple[Moments, Callable[[Moments, 
     each = (*numbers, step.seen)
     before_each, filtered = _each(lambda moments, one: (observe_one(moments, *one)[0], moments), moments, each)
 
-    def one_back(cotangent: Moments, at: Any) -> tuple[Moments, Any]:
+    def back_of_one(cotangent: Moments, at: Any) -> tuple[Moments, Any]:
         return _unobserve_one(cotangent, *at)
 
     def unobserve(cotangent: Moments, of_seen: Seen) -> tuple[Moments, Step]:
-        of_each, before = _each(one_back, cotangent, (before_each, *each, of_seen), reverse=True)
+        of_each, before = _each(back_of_one, cotangent, (before_each, *each, of_seen), reverse=True)
         if back is not None:
             of_each = back(of_each)
         elif full:

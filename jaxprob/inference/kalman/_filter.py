@@ -163,8 +163,9 @@ def log_likelihood(
     >>> round(log_likelihood(still, jnp.zeros(2)).item(), 4)  # two standard normal numbers at zero
     -1.8379
     """
-    function = "kalman.log_likelihood"
-    return _log_likelihood(model, *as_request(function, model, ys, missing, method, linearize, iterations))
+    request = as_request("kalman.log_likelihood", model, ys, missing, method, linearize, iterations)
+    # Of a program within another JAX would trace the likelihood before it found that only its gradient is wanted.
+    return (_log_likelihood if core.is_staged() else _compiled_log_likelihood)(model, *request)
 
 
 def as_iterations(function: str, iterations: Any) -> int:
@@ -221,6 +222,12 @@ RUN = {
     "two_filter": sequential.run,
 }
 
+# What was seen, of a series by itself.
+SEEN = {name: functools.partial(lambda run, steps: run(steps, keep=False)[2], run) for name, run in RUN.items()} | {
+    "sequential": functools.partial(sequential.all_times, keep=False),
+    "steady": functools.partial(steady.all_times, keep=False),
+}
+
 
 def run(
     model: LinearGaussian | StateSpaceModel, ys: jax.Array, seen: jax.Array, how: How
@@ -251,7 +258,6 @@ def _filter(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> Filtered:
     return jax.tree.map(lambda leaf: leaf.astype(ys.dtype), result)
 
 
-@functools.partial(jax.jit, static_argnames="how")
 def _log_likelihood(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> jax.Array:
     if not ys.shape[0]:
         return jnp.zeros((), ys.dtype)
@@ -260,6 +266,9 @@ def _log_likelihood(model: Any, ys: jax.Array, seen: jax.Array, how: How) -> jax
     else:
         total = _of_steps(how.method, prepare(model, ys, seen))
     return total.astype(ys.dtype)
+
+
+_compiled_log_likelihood = jax.jit(_log_likelihood, static_argnames="how")
 
 
 def _total(found: Seen, method: str) -> jax.Array:
@@ -278,7 +287,7 @@ def _(method: str, primals: tuple[Steps], tangents: tuple[Steps]) -> tuple[jax.A
     (steps,), (moved,) = primals, tangents
 
     def gradient(method: str, steps: Steps) -> tuple[jax.Array, Steps]:
-        return adjoint.gradient(lambda steps: _total(RUN[method](steps, keep=False)[2], method), steps)
+        return adjoint.gradient(lambda steps: _total(SEEN[method](steps), method), steps)
 
     otherwise = "sequential" if method == "steady" else method
     value, slopes = sharing(functools.partial(gradient, method), functools.partial(gradient, otherwise))(steps)

@@ -26,16 +26,19 @@ def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
 
 
 def all_times(steps: Steps, keep: bool) -> Any:
-    """What `run` returns, or what was seen only."""
-    return moments(steps)[1] if keep else adjoint.seen(*steps)[0]
+    """What `run` returns, or what was seen only, of a series by itself."""
+    return _moments(steps) if keep else adjoint.seen(*steps)
 
 
-def moments(steps: Steps) -> tuple[Moments, tuple[Moments, Moments, Seen]]:
-    """The prediction after the last time; predicted and filtered moments and what was seen, time leading."""
+def _moments(steps: Steps) -> tuple[Moments, Moments, Seen]:
+    """Predicted and filtered moments and what was seen, time leading."""
 
     def body(moments: Moments, varying: Step) -> tuple[Moments, Any]:
         after, filtered, seen = advance(moments, steps.at(varying))
         return after, (moments, filtered, seen)
 
     # For a gradient only the moments between steps are kept: to compute a step again costs less than to store it.
-    return scan.scan(jax.checkpoint(body, prevent_cse=False), steps.start, steps.varying)
+    found: tuple[Moments, Moments, Seen] = scan.scan(
+        jax.checkpoint(body, prevent_cse=False), steps.start, steps.varying
+    )[1]
+    return found

@@ -10,6 +10,7 @@ computations", algorithm 5.2.6, for modified Gram-Schmidt.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -107,25 +108,65 @@ def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array, once: bool
 
 def square_root(covariance: jax.Array, once: bool = False) -> jax.Array:
     """The root of a positive semi-definite matrix (n, n); NaN where it is not one beyond rounding. `once` as above."""
+    root: jax.Array = _ROOTS[once](covariance)[0]
+    return root
+
+
+def _scales(covariance: jax.Array) -> jax.Array:
+    """What makes it a correlation, (n, 1): powers of tiny variances, of which derivatives are made, would overflow."""
+    variances = jnp.sum(jnp.where(jnp.eye(covariance.shape[0], dtype=bool), covariance, 0), 1, keepdims=True)
+    # One that is zero may have a derivative, and one that is NaN stays.
+    return jnp.sqrt(jnp.where((variances == 0) | (variances < 0), 1, variances))
+
+
+def _factorize(covariance: jax.Array, once: bool) -> jax.Array:
     n = covariance.shape[0]
     least = 8 * n * jnp.finfo(covariance.dtype).eps
-    # Of the correlation: the powers of tiny variances that derivatives are made of would overflow.
-    variances = jnp.diagonal(covariance)
-    # One that is zero may have a derivative, and one that is NaN stays.
-    scale = jnp.sqrt(jnp.where((variances == 0) | (variances < 0), 1, variances))
+    scale = _scales(covariance)
     inverse = 1 / scale
-    correlation = covariance * jnp.expand_dims(inverse, 1) * jnp.expand_dims(inverse, 0)
 
     def column(i: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         rest, factor = carry
         pivot = rest[i, i]
         positive = pivot > least
-        safe = jnp.where(positive, pivot, 1)
-        along = jnp.where(positive & (jnp.arange(n) >= i), rest[:, i] * lax.rsqrt(safe), 0)
-        along = jnp.where((pivot < -least) | (variances[i] < 0), jnp.nan, along)
+        along = jnp.where(positive & (jnp.arange(n) >= i), rest[:, i] * lax.rsqrt(jnp.where(positive, pivot, 1)), 0)
+        along = jnp.where((pivot < -least) | (covariance[i, i] < 0), jnp.nan, along)
         return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(along, 0), factor.at[:, i].set(along)
 
-    return jnp.expand_dims(scale, 1) * loop(n, column, (correlation, jnp.zeros_like(covariance)), once)[1]
+    return scale * loop(n, column, (covariance * inverse * inverse.T, jnp.zeros_like(covariance)), once)[1]
+
+
+def _moved_with(covariance: jax.Array, factor: jax.Array, moved: jax.Array) -> jax.Array:
+    """The derivative of the root L of P: L times what L^-1 dP L^-T has below its diagonal, and half of what it has on it.
+
+    Columns of zeros stay: along a direction without variance a root has no derivative.
+    """
+    n = factor.shape[0]
+    scale = _scales(covariance)
+    eye = jnp.eye(n, dtype=factor.dtype)
+    there = jnp.sum(eye * factor, 0, keepdims=True) > 0
+    # Of the correlation, and with what it lacks to be regular.
+    regular = jnp.where(there, factor / scale, eye)
+    inverse = core.solve_triangular(regular, eye / scale.T)
+    both = core.matmul(core.matmul(inverse, moved), inverse.T)
+    weights = jnp.asarray(np.tri(n, k=-1) + 0.5 * np.eye(n), factor.dtype)
+    return scale * core.matmul(regular, jnp.where(there, weights * both, 0))
+
+
+def _as_primitive(once: bool) -> Any:
+    def square_root(covariance: jax.Array) -> tuple[jax.Array]:
+        return (jnp.vectorize(functools.partial(_factorize, once=once), signature="(n,n)->(n,n)")(covariance),)
+
+    def derivative(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[tuple[jax.Array], tuple[jax.Array]]:
+        (factor,) = made(primals[0])
+        move = jnp.vectorize(_moved_with, signature="(n,n),(n,n),(n,n)->(n,n)")
+        return (factor,), (move(primals[0], factor, tangents[0]),)
+
+    made = core.primitive(square_root, derivative, lambda shape: (shape,))
+    return made
+
+
+_ROOTS = {once: _as_primitive(once) for once in (False, True)}
 
 
 def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0) -> jax.Array:

@@ -7,6 +7,7 @@ each once: loops over time are most of what there is to compile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jaxprob import core, scan
 from jaxprob.inference.kalman import _adjoint as adjoint
 from jaxprob.inference.kalman import _sequential as sequential
 from jaxprob.inference.kalman._sharing import sharing
-from jaxprob.inference.kalman._square_root import Moments, Seen, observe, product
+from jaxprob.inference.kalman._square_root import Moments, Seen, product
 from jaxprob.inference.kalman._steps import Step, Steps, covariance_of
 
 BLOCK = 128  # times
@@ -29,14 +30,14 @@ class Gains(NamedTuple):
 
     Attributes:
       after: (n, n + m), the next prediction from x and y, but for the offset.
-      filtered: (n, n + m), the filtered mean.
-      factor: (n, n), root of the filtered covariance.
+      filtered: (n, n + m), the filtered mean; None where it is not asked for.
+      factor: (n, n), root of the filtered covariance; likewise.
       seen: of innovations (m, n + m) and scales.
     """
 
     after: jax.Array
-    filtered: jax.Array
-    factor: jax.Array
+    filtered: Any
+    factor: Any
     seen: Seen
 
 
@@ -56,17 +57,18 @@ class Carry(NamedTuple):
 
 def run(steps: Steps, keep: bool = True) -> tuple[Any, Any, Seen]:
     """As `sequential.run`."""
-
-    def in_blocks(steps: Steps) -> Any:
-        times = steps.varying.seen.shape[0]
-        blocks = steps.varying._replace(
-            values=_blocks(steps.varying.values, 0), seen=_blocks(steps.varying.seen, fill=True)
-        )
-        found = _kept(steps, blocks) if keep else _seen(steps.start, steps.constant, blocks)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:times], found)
-
-    found = sharing(in_blocks, lambda steps: sequential.all_times(steps, keep))(steps)
+    found = sharing(lambda steps: all_times(steps, keep), lambda steps: sequential.all_times(steps, keep))(steps)
     return found if keep else (None, None, found)
+
+
+def all_times(steps: Steps, keep: bool) -> Any:
+    """As `sequential.all_times`."""
+    times = steps.varying.seen.shape[0]
+    blocks = steps.varying._replace(
+        values=_blocks(steps.varying.values, 0), seen=_blocks(steps.varying.seen, fill=True)
+    )
+    found = _kept(steps, blocks) if keep else _seen(steps.start, steps.constant, blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:times], found)
 
 
 def _blocks(array: jax.Array, fill: Any) -> jax.Array:
@@ -75,32 +77,56 @@ def _blocks(array: jax.Array, fill: Any) -> jax.Array:
     return jnp.pad(array, widths, constant_values=fill).reshape(-1, BLOCK, *array.shape[1:])
 
 
-def _begin(start: Moments, constant: Step) -> Carry:
-    gains = jax.eval_shape(_gains, start.factor, constant)
-    return Carry(start, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), gains), jnp.array(False))
+def _begin(start: Moments, constant: Step, keep: bool) -> Carry:
+    (m, n), dtype = constant.emission.shape, start.factor.dtype
+    filtered = jnp.zeros((n, n + m), dtype)
+    seen = Seen(jnp.zeros((m, n + m), dtype), jnp.zeros((m,), dtype))
+    gains = Gains(filtered, filtered, jnp.zeros_like(start.factor), seen)
+    return Carry(start, gains if keep else gains._replace(filtered=None, factor=None), jnp.array(False))
 
 
 def _is_steady(carry: Carry, varying: Step) -> jax.Array:
     return core.all_of_batch(carry.still & jnp.all(varying.seen))
 
 
-def _next(before: Moments, after: Moments, constant: Step) -> Carry:
-    """The carry after a block that was gone through step by step."""
-    gains = _gains(after.factor, constant)
-    return Carry(after, gains, _stands_still(before.factor, after.factor, gains))
+def _with_units(moments: Moments, step: Step) -> tuple[Moments, Step]:
+    """With columns of units behind those of means and of numbers seen: what comes of them is what each number does."""
+    m, n = step.emission.shape
+    eye = jnp.eye(n + m, dtype=moments.mean.dtype)
+    return (
+        moments._replace(mean=jnp.concatenate([moments.mean, eye[:n]], 1)),
+        step._replace(values=jnp.concatenate([step.values, eye[n:]], 1)),
+    )
 
 
-def _units(factor: jax.Array, constant: Step) -> tuple[Moments, Step]:
-    """A time of which the columns of means and of numbers seen are units: what comes of them is what each does."""
-    m, n = constant.emission.shape
-    eye = jnp.eye(n + m, dtype=factor.dtype)
-    return Moments(eye[:n], factor), constant._replace(values=eye[n:], seen=jnp.ones((m,), bool))
+def _without_units(columns: int, moments: Moments, seen: Seen) -> tuple[Moments, Seen]:
+    return moments._replace(mean=moments.mean[:, :columns]), seen._replace(innovation=seen.innovation[:, :columns])
 
 
-def _gains(factor: jax.Array, constant: Step) -> Gains:
-    moments, step = _units(factor, constant)
-    filtered, seen = observe(moments, step.emission, step.emission_covariance, step.values, step.seen)
-    return Gains(product(step.dynamics, filtered.mean), filtered.mean, filtered.factor, seen)
+def _step_by_step(carry: Carry, constant: Step, varying: Step, found: Callable[..., Any]) -> tuple[Carry, Any]:
+    """The carry after a block, and at each of its times what is `found` of (predicted, filtered, seen).
+
+    The last time leaves its gains, which are those of the next block if covariances stand still.
+    """
+    before, columns = carry.moments, carry.moments.mean.shape[1]
+
+    def body(at: tuple[Moments, Gains], varying: Step) -> tuple[tuple[Moments, Gains], Any]:
+        predicted, gains = at
+        step = Steps(predicted, constant, varying).at(varying)
+        after, filtered, seen = sequential.advance(*_with_units(predicted, step))
+        units = Seen(seen.innovation[:, columns:], seen.log_scale)
+        gains = gains._replace(after=after.mean[:, columns:], seen=units)
+        if gains.factor is not None:
+            gains = gains._replace(filtered=filtered.mean[:, columns:], factor=filtered.factor)
+        after, seen = _without_units(columns, after, seen)
+        filtered, _ = _without_units(columns, filtered, seen)
+        return (after, gains), found(predicted, filtered, seen)
+
+    # As in `sequential.all_times`.
+    body = jax.checkpoint(body, prevent_cse=False) if carry.gains.factor is not None else body
+    (after, gains), each = scan.scan(body, (before, carry.gains), varying)
+    still = _stands_still(before.factor, after.factor, gains) & jnp.all(varying.seen[-1])
+    return Carry(after, gains, still), each
 
 
 def _stands_still(before: jax.Array, after: jax.Array, gains: Gains) -> jax.Array:
@@ -162,14 +188,13 @@ def _kept(steps: Steps, blocks: Step) -> tuple[Moments, Moments, Seen]:
         return carry._replace(moments=after), (predicted, Moments(filtered, _repeat(gains.factor)), seen)
 
     def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        after, found = sequential.moments(Steps(carry.moments, constant, varying))
-        return _next(carry.moments, after, constant), found
+        return _step_by_step(carry, constant, varying, lambda *found: found)
 
     def block(carry: Carry, varying: Step) -> tuple[Carry, Any]:
         return lax.cond(_is_steady(carry, varying), steadily, step_by_step, carry, varying)
 
     found: tuple[Moments, Moments, Seen] = scan.scan(
-        jax.checkpoint(block, prevent_cse=False), _begin(steps.start, constant), blocks
+        jax.checkpoint(block, prevent_cse=False), _begin(steps.start, constant, keep=True), blocks
     )[1]
     return found
 
@@ -185,11 +210,11 @@ def _seen(start: Moments, constant: Step, blocks: Step) -> Seen:
         after, _, found = _steadily(carry.gains, constant, carry.moments, varying)
         return carry._replace(moments=after), found
 
-    def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Seen]:
-        found, after = adjoint.seen(carry.moments, constant, varying)
-        return _next(carry.moments, after, constant), found
+    def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
+        return _step_by_step(carry, constant, varying, lambda predicted, filtered, seen: seen)
 
-    return scan.scan(block, _begin(start, constant), blocks)[1]
+    found: Seen = scan.scan(block, _begin(start, constant, keep=False), blocks)[1]
+    return found
 
 
 def _forward(start: Moments, constant: Step, blocks: Step) -> tuple[Seen, Any]:
@@ -203,10 +228,9 @@ def _forward(start: Moments, constant: Step, blocks: Step) -> tuple[Seen, Any]:
         return carry._replace(moments=after), (found, Moments(means, _repeat(carry.moments.factor)))
 
     def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        found, after, predicted = adjoint.forward(carry.moments, constant, varying)
-        return _next(carry.moments, after, constant), (found, predicted)
+        return _step_by_step(carry, constant, varying, lambda predicted, filtered, seen: (seen, predicted))
 
-    _, (found, *kept) = scan.scan(block, _begin(start, constant), blocks)
+    _, (found, *kept) = scan.scan(block, _begin(start, constant, keep=False), blocks)
     return found, (constant, blocks, *kept)
 
 
@@ -230,8 +254,8 @@ def _backward(kept: Any, of_found: Seen) -> Any:
         both = jnp.concatenate([predicted.mean, varying.values], 1)
         more = Gains(
             _outer(of_means, both),
-            jnp.zeros_like(gains.filtered),
-            jnp.zeros_like(gains.factor),
+            None,
+            None,
             Seen(_outer(of_seen.innovation, both), jnp.sum(of_seen.log_scale, 0)),
         )
         of_values = _mapped(gains.after[:, n:].T, of_means) + _mapped(
@@ -244,20 +268,28 @@ def _backward(kept: Any, of_found: Seen) -> Any:
     def step_by_step(carry: Any, at: Any) -> tuple[Any, Any]:
         of_after, of_gains, totals = carry
         varying, predicted, _, end, of_seen, _ = at
-        # The gains for the blocks that follow were made of the last covariance.
-        filtered, unobserve = adjoint.observed(*_units(end, constant))
-        cotangent = Moments(product(constant.dynamics.T, of_gains.after), jnp.zeros_like(end))
-        of_end, of_step = unobserve(cotangent, of_gains.seen)
-        totals = totals._replace(
-            dynamics=totals.dynamics + product(of_gains.after, filtered.mean.T),
-            emission=totals.emission + of_step.emission,
-            emission_covariance=totals.emission_covariance + of_step.emission_covariance,
+        columns = predicted.mean.shape[2]
+
+        def back(carry: Any, at: Any) -> tuple[Any, Any]:
+            of_after, of_gains, next_factor, totals = carry
+            varying, moments, of_seen = at
+            wide, step = _with_units(moments, Steps(moments, constant, varying).at(varying))
+            of_after = of_after._replace(mean=jnp.concatenate([of_after.mean, of_gains.after], 1))
+            of_units = of_gains.seen
+            of_seen = Seen(
+                jnp.concatenate([of_seen.innovation, of_units.innovation], 1), of_seen.log_scale + of_units.log_scale
+            )
+            before, of_step = adjoint.one_back(wide, step, next_factor, of_after, of_seen)
+            totals = jax.tree.map(jnp.add, totals, adjoint.where_there(constant, of_step))
+            before = before._replace(mean=before.mean[:, :columns])
+            # Gains are those of the last time: of the times before it they have no cotangent.
+            none = jax.tree.map(jnp.zeros_like, of_gains)
+            return (before, none, moments.factor, totals), of_step.values[:, :columns]
+
+        (of_start, of_gains, _, totals), of_values = scan.scan(
+            back, (of_after, of_gains, end, totals), (varying, predicted, of_seen), reverse=True
         )
-        of_after = Moments(of_after.mean, of_after.factor + of_end.factor)
-        of_start, totals, each = adjoint.backward(
-            Steps(of_after, constant, varying), predicted, end, of_after, of_seen, totals
-        )
-        return (of_start, jax.tree.map(jnp.zeros_like, of_gains), totals), each.values
+        return (of_start, of_gains, totals), of_values
 
     first: Any = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (gains, Moments(predicted.mean[0], ends)))
     totals = adjoint.zeros_like(constant)
