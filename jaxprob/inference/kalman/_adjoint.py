@@ -170,18 +170,21 @@ def _each(body: Any, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, A
 def _directions(factor: jax.Array, rows: jax.Array) -> jax.Array:
     """Q with L Q = A, for the root L of A A^T; rows of zeros where the column of L is one."""
     n = factor.shape[0]
-    there = jnp.diagonal(factor) > 0
-    safe = jnp.where(there, jnp.diagonal(factor), 1)
+    eye = jnp.eye(n, dtype=bool)
+    pivots = jnp.sum(jnp.where(eye, factor, 0), 1)
+    there = pivots > 0
+    safe = jnp.where(there, pivots, 1)
     if n > WRITTEN_OUT:
-        lower = jnp.where(jnp.eye(n, dtype=bool), jnp.expand_dims(safe, 1), factor)
+        lower = jnp.where(eye, jnp.expand_dims(safe, 1), factor)
         found = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
         return jnp.where(jnp.expand_dims(there, 1), found, 0)
+    inverse = jnp.where(there, 1 / safe, 0)
     solved: list[jax.Array] = []
     for i in range(n):
         rest = rows[i]
         for j in range(i):
             rest = rest - factor[i, j] * solved[j]
-        solved.append(jnp.where(there[i], rest / safe[i], 0))
+        solved.append(rest * inverse[i])
     return jnp.stack(solved)
 
 

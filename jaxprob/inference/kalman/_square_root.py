@@ -88,7 +88,7 @@ def _gram_schmidt(rows: jax.Array, least: jax.Array, firm: jax.Array, once: bool
         independent = square > least[i]
         scale = jnp.where(independent, lax.rsqrt(jnp.where(independent, square, 1)), 0)
         scale = jnp.where(is_firm, scale, lax.stop_gradient(scale))
-        along = jnp.where(jnp.arange(n) >= i, products * scale, 0)
+        along = jnp.where((np if isinstance(i, int) else jnp).arange(n) >= i, products * scale, 0)
         direction = jnp.where(is_firm, row, fixed) * scale
         return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(direction, 0), along
 
@@ -137,7 +137,7 @@ def _factorize(covariance: jax.Array, once: bool) -> jax.Array:
 
 
 def _moved_with(covariance: jax.Array, factor: jax.Array, moved: jax.Array) -> jax.Array:
-    """The derivative of the root L of P: L times what L^-1 dP L^-T has below its diagonal, and half of what it has on it.
+    """The derivative of the root L of P: L times what L^-1 dP L^-T has below its diagonal, and half of that on it.
 
     Columns of zeros stay: along a direction without variance a root has no derivative.
     """

@@ -26,19 +26,18 @@ SQUARINGS = BLOCK.bit_length() - 1
 
 
 class Gains(NamedTuple):
-    """What a time does to the mean x (n, 1 + d) and what is seen y (m, 1 + d) where covariances stand still.
+    """What a time does where covariances stand still.
 
     Attributes:
-      after: (n, n + m), the next prediction from x and y, but for the offset.
-      filtered: (n, n + m), the filtered mean; None where it is not asked for.
-      factor: (n, n), root of the filtered covariance; likewise.
-      seen: of innovations (m, n + m) and scales.
+      matrix: (n + m, n + m), or (n + m + n, n + m): to the mean x (n, 1 + d) and what is seen y (m, 1 + d), which make
+        its columns. Rows are the next prediction, but for the offset; innovations; and the filtered mean, if asked for.
+      log_scale: (m,), of the innovations.
+      factor: (n, n), root of the filtered covariance; None where it is not asked for.
     """
 
-    after: jax.Array
-    filtered: Any
+    matrix: jax.Array
+    log_scale: jax.Array
     factor: Any
-    seen: Seen
 
 
 class Carry(NamedTuple):
@@ -78,15 +77,15 @@ def _blocks(array: jax.Array, fill: Any) -> jax.Array:
 
 
 def _begin(start: Moments, constant: Step, keep: bool) -> Carry:
-    (m, n), dtype = constant.emission.shape, start.factor.dtype
-    filtered = jnp.zeros((n, n + m), dtype)
-    seen = Seen(jnp.zeros((m, n + m), dtype), jnp.zeros((m,), dtype))
-    gains = Gains(filtered, filtered, jnp.zeros_like(start.factor), seen)
-    return Carry(start, gains if keep else gains._replace(filtered=None, factor=None), jnp.array(False))
+    m, n = constant.emission.shape
+    factor = jnp.zeros_like(start.factor)
+    matrix = jnp.zeros((n + m + n if keep else n + m, n + m), factor.dtype)
+    return Carry(start, Gains(matrix, matrix[0, n:], factor if keep else None), jnp.array(False))
 
 
-def _is_steady(carry: Carry, varying: Step) -> jax.Array:
-    return core.all_of_batch(carry.still & jnp.all(varying.seen))
+def _complete(blocks: Step) -> jax.Array:
+    """Blocks in which nothing is missing, (blocks,)."""
+    return jnp.all(blocks.seen.reshape(blocks.seen.shape[0], -1), 1)
 
 
 def _with_units(moments: Moments, step: Step) -> tuple[Moments, Step]:
@@ -99,34 +98,36 @@ def _with_units(moments: Moments, step: Step) -> tuple[Moments, Step]:
     )
 
 
-def _without_units(columns: int, moments: Moments, seen: Seen) -> tuple[Moments, Seen]:
-    return moments._replace(mean=moments.mean[:, :columns]), seen._replace(innovation=seen.innovation[:, :columns])
-
-
 def _step_by_step(carry: Carry, constant: Step, varying: Step, found: Callable[..., Any]) -> tuple[Carry, Any]:
     """The carry after a block, and at each of its times what is `found` of (predicted, filtered, seen).
 
     The last time leaves its gains, which are those of the next block if covariances stand still.
     """
-    before, columns = carry.moments, carry.moments.mean.shape[1]
+    before, columns, keep = carry.moments, carry.moments.mean.shape[1], carry.gains.factor is not None
 
     def body(at: tuple[Moments, Gains], varying: Step) -> tuple[tuple[Moments, Gains], Any]:
-        predicted, gains = at
+        predicted, _ = at
         step = Steps(predicted, constant, varying).at(varying)
         after, filtered, seen = sequential.advance(*_with_units(predicted, step))
-        units = Seen(seen.innovation[:, columns:], seen.log_scale)
-        gains = gains._replace(after=after.mean[:, columns:], seen=units)
-        if gains.factor is not None:
-            gains = gains._replace(filtered=filtered.mean[:, columns:], factor=filtered.factor)
-        after, seen = _without_units(columns, after, seen)
-        filtered, _ = _without_units(columns, filtered, seen)
-        return (after, gains), found(predicted, filtered, seen)
+        rows = [after.mean, seen.innovation, filtered.mean][: 3 if keep else 2]
+        (after_mean, innovation, *filtered_mean), units = zip(*(_apart(row, columns) for row in rows), strict=True)
+        gains = Gains(jnp.concatenate(units), seen.log_scale, filtered.factor if keep else None)
+        at_this = (
+            predicted,
+            Moments(filtered_mean[0], filtered.factor) if keep else None,
+            seen._replace(innovation=innovation),
+        )
+        return (Moments(after_mean, after.factor), gains), found(*at_this)
 
     # As in `sequential.all_times`.
-    body = jax.checkpoint(body, prevent_cse=False) if carry.gains.factor is not None else body
+    body = jax.checkpoint(body, prevent_cse=False) if keep else body
     (after, gains), each = scan.scan(body, (before, carry.gains), varying)
     still = _stands_still(before.factor, after.factor, gains) & jnp.all(varying.seen[-1])
     return Carry(after, gains, still), each
+
+
+def _apart(array: jax.Array, columns: int) -> tuple[jax.Array, jax.Array]:
+    return array[:, :columns], array[:, columns:]
 
 
 def _stands_still(before: jax.Array, after: jax.Array, gains: Gains) -> jax.Array:
@@ -135,40 +136,36 @@ def _stands_still(before: jax.Array, after: jax.Array, gains: Gains) -> jax.Arra
     One that began where it ends stands still from the first, and its derivatives may not: of those, a block leaves A^b
     dP (A^b)^T, for the closed loop A and its length b.
     """
-    before, end, power = lax.stop_gradient((covariance_of(before), covariance_of(after), gains.after))
-    n = end.shape[0]
-    spread = jnp.sqrt(jnp.diagonal(end))
+    n = after.shape[0]
+    before, end, power = lax.stop_gradient((covariance_of(before), covariance_of(after), gains.matrix[:n, :n]))
+    spread = jnp.sqrt(jnp.sum(lax.stop_gradient(after) ** 2, 1))
     rounding = 4 * n * jnp.finfo(end.dtype).eps
     still = jnp.all(jnp.abs(end - before) <= rounding * jnp.expand_dims(spread, 0) * jnp.expand_dims(spread, 1))
     # Of directions without variance there are no derivatives.
     inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
-    power = jnp.expand_dims(inverse, 1) * power[:, :n] * jnp.expand_dims(spread, 0)
+    power = jnp.expand_dims(inverse, 1) * power * jnp.expand_dims(spread, 0)
     power = scan.repeat(lambda power, _: product(power, power), power, SQUARINGS)
     return still & jnp.all(power * power <= rounding)
-
-
-def _means(gains: Gains, offset: jax.Array, mean: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean after a block, and those predicted at its times."""
-    n = mean.shape[0]
-    moved = _mapped(gains.after[:, n:], values)
-    moved = moved.at[:, :, 0].add(offset)
-    decay = gains.after[:, :n]
-    end, after = scan.scan(lambda mean, moved: (product(decay, mean) + moved,) * 2, mean, moved)
-    return end, jnp.concatenate([jnp.expand_dims(mean, 0), after[:-1]])
 
 
 def _mapped(matrix: jax.Array, arrays: jax.Array) -> jax.Array:
     return jnp.einsum("ij,tjc->tic", matrix, arrays, precision="highest")
 
 
-def _steadily(gains: Gains, constant: Step, moments: Moments, varying: Step) -> tuple[Moments, jax.Array, Seen]:
-    """The prediction after a block in which covariances stand still, the means predicted, and what was seen."""
-    n = moments.mean.shape[0]
-    end, means = _means(gains, constant.dynamics_offset, moments.mean, varying.values)
-    matrix = gains.seen.innovation
-    innovations = _mapped(matrix[:, :n], means) + _mapped(matrix[:, n:], varying.values)
-    seen = Seen(innovations, _repeat(gains.seen.log_scale))
-    return Moments(end, moments.factor), means, seen
+def _steadily(gains: Gains, constant: Step, mean: jax.Array, values: jax.Array) -> tuple[jax.Array, ...]:
+    """The prediction of a mean after a block in which covariances stand still, and at each of its times.
+
+    Returns:
+      (n, 1 + d), predicted after the block; (t, n, 1 + d), at its times; and (t, m, 1 + d) or (t, m + n, 1 + d),
+      innovations and, if the gains have rows for them, filtered means.
+    """
+    n = mean.shape[0]
+    of_seen = _mapped(gains.matrix[:, n:], values)
+    moved = of_seen[:, :n].at[:, :, 0].add(constant.dynamics_offset)
+    decay = gains.matrix[:n, :n]
+    end, after = scan.scan(lambda mean, moved: (product(decay, mean) + moved,) * 2, mean, moved)
+    means = jnp.concatenate([jnp.expand_dims(mean, 0), after[:-1]])
+    return end, means, _mapped(gains.matrix[n:, :n], means) + of_seen[:, n:]
 
 
 def _repeat(array: jax.Array) -> jax.Array:
@@ -181,20 +178,21 @@ def _kept(steps: Steps, blocks: Step) -> tuple[Moments, Moments, Seen]:
 
     def steadily(carry: Carry, varying: Step) -> tuple[Carry, Any]:
         moments, gains, _ = carry
-        n = moments.mean.shape[0]
-        after, means, seen = _steadily(gains, constant, moments, varying)
-        filtered = _mapped(gains.filtered[:, :n], means) + _mapped(gains.filtered[:, n:], varying.values)
-        predicted = Moments(means, _repeat(moments.factor))
-        return carry._replace(moments=after), (predicted, Moments(filtered, _repeat(gains.factor)), seen)
+        m = varying.seen.shape[1]
+        end, means, found = _steadily(gains, constant, moments.mean, varying.values)
+        predicted, filtered = Moments(means, _repeat(moments.factor)), Moments(found[:, m:], _repeat(gains.factor))
+        after = carry._replace(moments=moments._replace(mean=end))
+        return after, (predicted, filtered, Seen(found[:, :m], _repeat(gains.log_scale)))
 
     def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
         return _step_by_step(carry, constant, varying, lambda *found: found)
 
-    def block(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        return lax.cond(_is_steady(carry, varying), steadily, step_by_step, carry, varying)
+    def block(carry: Carry, at: tuple[Step, jax.Array]) -> tuple[Carry, Any]:
+        varying, complete = at
+        return lax.cond(core.all_of_batch(carry.still & complete), steadily, step_by_step, carry, varying)
 
     found: tuple[Moments, Moments, Seen] = scan.scan(
-        jax.checkpoint(block, prevent_cse=False), _begin(steps.start, constant, keep=True), blocks
+        jax.checkpoint(block, prevent_cse=False), _begin(steps.start, constant, keep=True), (blocks, _complete(blocks))
     )[1]
     return found
 
@@ -203,81 +201,80 @@ def _kept(steps: Steps, blocks: Step) -> tuple[Moments, Moments, Seen]:
 def _seen(start: Moments, constant: Step, blocks: Step) -> Seen:
     """What was seen, in blocks: `adjoint.seen`, with its adjoint."""
 
-    def block(carry: Carry, varying: Step) -> tuple[Carry, Seen]:
-        return lax.cond(_is_steady(carry, varying), steadily, step_by_step, carry, varying)
+    def block(carry: Carry, at: tuple[Step, jax.Array]) -> tuple[Carry, Any]:
+        varying, complete = at
+        return lax.cond(core.all_of_batch(carry.still & complete), steadily, step_by_step, carry, varying)
 
     def steadily(carry: Carry, varying: Step) -> tuple[Carry, Seen]:
-        after, _, found = _steadily(carry.gains, constant, carry.moments, varying)
-        return carry._replace(moments=after), found
+        end, _, innovations = _steadily(carry.gains, constant, carry.moments.mean, varying.values)
+        after = carry._replace(moments=carry.moments._replace(mean=end))
+        return after, Seen(innovations, _repeat(carry.gains.log_scale))
 
     def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
         return _step_by_step(carry, constant, varying, lambda predicted, filtered, seen: seen)
 
-    found: Seen = scan.scan(block, _begin(start, constant, keep=False), blocks)[1]
+    found: Seen = scan.scan(block, _begin(start, constant, keep=False), (blocks, _complete(blocks)))[1]
     return found
 
 
 def _forward(start: Moments, constant: Step, blocks: Step) -> tuple[Seen, Any]:
-    def block(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        steady = _is_steady(carry, varying)
-        after, found = lax.cond(steady, steadily, step_by_step, carry, varying)
-        return after, (*found, carry.gains, after.moments.factor, steady)
+    def block(carry: Carry, at: tuple[Step, jax.Array]) -> tuple[Carry, Any]:
+        varying, complete = at
+        steady = core.all_of_batch(carry.still & complete)
+        after, (found, predicted) = lax.cond(steady, steadily, step_by_step, carry, varying)
+        return after, (found, predicted, carry.gains.matrix, steady)
 
     def steadily(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        after, means, found = _steadily(carry.gains, constant, carry.moments, varying)
-        return carry._replace(moments=after), (found, Moments(means, _repeat(carry.moments.factor)))
+        end, means, innovations = _steadily(carry.gains, constant, carry.moments.mean, varying.values)
+        after = carry._replace(moments=carry.moments._replace(mean=end))
+        predicted = Moments(means, _repeat(carry.moments.factor))
+        return after, (Seen(innovations, _repeat(carry.gains.log_scale)), _packed(predicted))
 
     def step_by_step(carry: Carry, varying: Step) -> tuple[Carry, Any]:
-        return _step_by_step(carry, constant, varying, lambda predicted, filtered, seen: (seen, predicted))
+        return _step_by_step(carry, constant, varying, lambda predicted, filtered, seen: (seen, _packed(predicted)))
 
-    _, (found, *kept) = scan.scan(block, _begin(start, constant, keep=False), blocks)
-    return found, (constant, blocks, *kept)
+    after, (found, *kept) = scan.scan(block, _begin(start, constant, keep=False), (blocks, _complete(blocks)))
+    return found, (constant, blocks, after.moments.factor, *kept)
 
 
 def _backward(kept: Any, of_found: Seen) -> Any:
-    constant, blocks, predicted, gains, ends, steady = kept
+    constant, blocks, last, predicted, matrices, steady = kept
     n = constant.emission.shape[1]
+    columns = predicted.shape[3] - n
 
     def block(carry: Any, at: Any) -> tuple[Any, Any]:
         *_, steady = at
         return lax.cond(steady, steadily, step_by_step, carry, at)
 
     def steadily(carry: Any, at: Any) -> tuple[Any, Any]:
-        of_after, of_gains, totals = carry
-        varying, predicted, gains, _, of_seen, _ = at
+        of_after, of_gains, next_factor, totals = carry
+        varying, predicted, matrix, of_seen, _ = at
 
         def back(of_mean: jax.Array, of_innovation: jax.Array) -> tuple[jax.Array, jax.Array]:
-            before = product(gains.after[:, :n].T, of_mean) + product(gains.seen.innovation[:, :n].T, of_innovation)
-            return before, of_mean
+            both = jnp.concatenate([of_mean, of_innovation])
+            return product(matrix[:, :n].T, both), both
 
-        of_start, of_means = scan.scan(back, of_after.mean, of_seen.innovation, reverse=True)
-        both = jnp.concatenate([predicted.mean, varying.values], 1)
-        more = Gains(
-            _outer(of_means, both),
+        of_start, of_rows = scan.scan(back, of_after.mean, of_seen.innovation, reverse=True)
+        both = jnp.concatenate([predicted[:, :, :columns], varying.values], 1)
+        of_gains = Gains(
+            of_gains.matrix + jnp.einsum("tic,tjc->ij", of_rows, both, precision="highest"),
+            of_gains.log_scale + jnp.sum(of_seen.log_scale, 0),
             None,
-            None,
-            Seen(_outer(of_seen.innovation, both), jnp.sum(of_seen.log_scale, 0)),
         )
-        of_values = _mapped(gains.after[:, n:].T, of_means) + _mapped(
-            gains.seen.innovation[:, n:].T, of_seen.innovation
-        )
-        totals = totals._replace(dynamics_offset=totals.dynamics_offset + jnp.sum(of_means[:, :, 0], 0))
-        of_gains = jax.tree.map(jnp.add, of_gains, more)
-        return (Moments(of_start, of_after.factor), of_gains, totals), of_values
+        totals = totals._replace(dynamics_offset=totals.dynamics_offset + jnp.sum(of_rows[:, :n, 0], 0))
+        return (Moments(of_start, of_after.factor), of_gains, next_factor, totals), _mapped(matrix[:, n:].T, of_rows)
 
     def step_by_step(carry: Any, at: Any) -> tuple[Any, Any]:
-        of_after, of_gains, totals = carry
-        varying, predicted, _, end, of_seen, _ = at
-        columns = predicted.mean.shape[2]
+        varying, predicted, _, of_seen, _ = at
 
         def back(carry: Any, at: Any) -> tuple[Any, Any]:
             of_after, of_gains, next_factor, totals = carry
-            varying, moments, of_seen = at
+            varying, predicted, of_seen = at
+            moments = Moments(*_apart(predicted, columns))
             wide, step = _with_units(moments, Steps(moments, constant, varying).at(varying))
-            of_after = of_after._replace(mean=jnp.concatenate([of_after.mean, of_gains.after], 1))
-            of_units = of_gains.seen
+            of_after = of_after._replace(mean=jnp.concatenate([of_after.mean, of_gains.matrix[:n]], 1))
             of_seen = Seen(
-                jnp.concatenate([of_seen.innovation, of_units.innovation], 1), of_seen.log_scale + of_units.log_scale
+                jnp.concatenate([of_seen.innovation, of_gains.matrix[n:]], 1), of_seen.log_scale + of_gains.log_scale
             )
             before, of_step = adjoint.one_back(wide, step, next_factor, of_after, of_seen)
             totals = jax.tree.map(jnp.add, totals, adjoint.where_there(constant, of_step))
@@ -286,22 +283,22 @@ def _backward(kept: Any, of_found: Seen) -> Any:
             none = jax.tree.map(jnp.zeros_like, of_gains)
             return (before, none, moments.factor, totals), of_step.values[:, :columns]
 
-        (of_start, of_gains, _, totals), of_values = scan.scan(
-            back, (of_after, of_gains, end, totals), (varying, predicted, of_seen), reverse=True
-        )
-        return (of_start, of_gains, totals), of_values
+        return scan.scan(back, carry, (varying, predicted, of_seen), reverse=True)
 
-    first: Any = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (gains, Moments(predicted.mean[0], ends)))
-    totals = adjoint.zeros_like(constant)
-    (of_start, _, totals), of_values = scan.scan(
-        block, (first[1], first[0], totals), (blocks, predicted, gains, ends, of_found, steady), reverse=True
+    of_start = jax.tree.map(jnp.zeros_like, Moments(*_apart(predicted[0, 0], columns)))
+    of_gains = Gains(jnp.zeros_like(matrices[0]), jnp.zeros_like(of_found.log_scale[0, 0]), None)
+    (of_start, _, _, totals), of_values = scan.scan(
+        block,
+        (of_start, of_gains, last, adjoint.zeros_like(constant)),
+        (blocks, predicted, matrices, of_found, steady),
+        reverse=True,
     )
     return of_start, totals, blocks._replace(values=of_values, seen=None)
 
 
+def _packed(moments: Moments) -> jax.Array:
+    """As one array, (..., n, 1 + d + n)."""
+    return jnp.concatenate([moments.mean, moments.factor], -1)
+
+
 _seen.defvjp(_forward, _backward)
-
-
-def _outer(ones: jax.Array, others: jax.Array) -> jax.Array:
-    """The sum over times of the products of (t, i, c) and (t, j, c), (i, j)."""
-    return jnp.einsum("tic,tjc->ij", ones, others, precision="highest")
