@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxprob.inference import kalman
 from jaxprob.inference.kalman._square_root import square_root
@@ -56,3 +57,45 @@ def test_innovations_are_read_off_what_a_filter_found():
     found = kalman.filter(model, ys)
     one, other = kalman.innovation_tests(found, lags=3), kalman.innovation_tests(found.innovation, lags=3)
     np.testing.assert_array_equal(one.whiteness, other.whiteness)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_derivatives_of_a_root_are_those_of_a_cholesky_factor(once, x64):
+    noise = np.random.default_rng(1).normal(size=(2, 5, 5))
+    covariance, moved = noise[0] @ noise[0].T * np.outer(*[10.0 ** np.arange(-6, 4, 2)] * 2), noise[1] + noise[1].T
+
+    def found(of):
+        along = lambda t: of(covariance + t * covariance * moved)  # noqa: E731
+        slope = lambda t: jax.jvp(along, (t,), (1.0,))[1]  # noqa: E731
+        return along(0.0), *jax.jvp(slope, (0.0,), (1.0,)), jax.jacrev(of)(covariance)
+
+    cholesky = jax.jit(lambda covariance: found(jnp.linalg.cholesky))(covariance)
+    for one, other in zip(jax.jit(lambda c: found(lambda c: square_root(c, once)))(covariance), cholesky, strict=True):
+        # The gradient of one may be put on either side of the diagonal.
+        one, other = (x + jnp.swapaxes(x, 2, 3) if x.ndim == 4 else x for x in (one, other))
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12 * np.max(np.abs(other)))
+
+
+@pytest.mark.parametrize("independent", [[0, 1], [1, 3], [0, 3]])
+def test_derivatives_of_a_root_without_full_rank(independent, x64):
+    """P = A A^T for two columns of A: what depends on P moves as P does, and so does what depends on its derivative."""
+    rng = np.random.default_rng(2)
+    rows, ways, weight = np.zeros((4, 2)), rng.normal(size=(2, 4, 2)), rng.normal(size=(4, 4))
+    rows[independent] = rng.normal(size=(2, 2))
+    for i in range(independent[0] + 1, 4):
+        # A row is zero, or depends on those above it.
+        rows[i] = rows[i] if i in independent else rows[:i].sum(0)
+    ways[:, np.setdiff1d(range(independent[0] + 1), independent)] = 0
+
+    def total(covariance, t):
+        return jnp.sum(weight * covariance * jnp.exp(t * covariance))
+
+    def both(root, t):
+        columns = rows + t * (rows @ ways[0, :2])
+        covariance = columns @ columns.T
+        return total(covariance if root is None else (lambda L: L @ L.T)(root(covariance)), t)
+
+    for root in (square_root, lambda covariance: jax.vmap(square_root)(covariance[None])[0]):
+        for order in (jax.grad, lambda f: jax.grad(jax.grad(f))):
+            got, expected = (order(lambda t, r=r: both(r, t))(0.3) for r in (root, None))
+            np.testing.assert_allclose(got, expected, rtol=1e-8)
