@@ -8,7 +8,8 @@ Everything runs in one process. What is compared runs in turns, round after roun
   and the others with a loop beside their steps one after another. All have the same parameters, and outputs are equal;
 - step: microseconds of one `step` of a batch, called from Python, and of one inside a loop that is compiled;
 - training: a step of Adam of a stack of two S5 blocks, beside the same stack whose states come from
-  `lax.associative_scan` over (A, B u) in complex64, as in the published S5, or from `lax.scan`;
+  `lax.associative_scan` over (A, B u) in complex64, as in the published S5, or from `lax.scan`: in a loop of 8 steps
+  that is one program, as `jaxprob.fit` trains, and alone, when each call asks the system for its memory again;
 - latency: a token's time after 128 and after 4,096 others, for Aaren and for attention with its cache;
 - newton: parallel GRU and LSTM by Newton's method beside the same step by step, forward and gradient.
 
@@ -42,6 +43,7 @@ from jaxprob.models import sequence
 
 HERE = Path(__file__).resolve().parent
 WIDTH, STATE = 64, 64
+STEPS = 8  # of training in one loop
 ON_CPU = {"lengths": (128, 1024, 8192), "batch": 16, "newton": (1024,), "training": (1024, 8192)}
 ON_GPU = {"lengths": (2048, 8192, 65536), "batch": 16, "newton": (2048, 8192, 65536), "training": (2048, 8192, 65536)}
 # States of these are so large that the gradient of a loop, which keeps them all, is for short sequences only.
@@ -343,33 +345,46 @@ def training_part(sizes, rounds):
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, value
 
-        return net, jax.jit(forward), jax.jit(step)
+        def steps(params, state, xs, targets):
+            def body(carry, batch):
+                *carry, value = step(*carry, *batch)
+                return tuple(carry), value
+
+            (params, state), values = lax.scan(body, (params, state), (xs, targets))
+            return params, state, values
+
+        return net, jax.jit(forward), jax.jit(step), jax.jit(steps)
 
     made = {name: program(core) for name, core in kinds.items()}
     for length in sizes["training"]:
-        xs = data(length, sizes["batch"])
-        targets = jnp.roll(xs, 1, 1)
+        xs = data(length, STEPS * sizes["batch"])
+        batches = xs.reshape(STEPS, sizes["batch"], *xs.shape[1:])
+        xs = batches[0]
         params = jax.jit(made["jaxprob"][0].init)(jax.random.key(0), xs[0])
         state = optimizer.init(params)
+        args = {
+            "loop": (params, state, batches, jnp.roll(batches, 1, 2)),
+            "alone": (params, state, xs, jnp.roll(xs, 1, 1)),
+        }
         assert_equal({name: x[1] for name, x in made.items()}, (params, xs), 1e-4, ("training", length))
-        losses = {name: lambda *args, x=x: x[2](*args)[2] for name, x in made.items()}
-        programs = {name: x[2] for name, x in made.items()}
-        times = alternate(programs, (params, state, xs, targets), rounds)
-        assert_equal(losses, (params, state, xs, targets), 1e-5, ("loss", length))
-        for name, (compiling, running) in times.items():
-            row = {
-                "length": length,
-                "batch": len(xs),
-                "program": name,
-                "ms": 1e3 * running,
-                "tokens_per_s": len(xs) * length / running,
-                "speedup": running / times["jaxprob"][1],
-                "compile_s": compiling,
-            }
+        found = {name: {"length": length, "batch": len(xs), "program": name} for name in made}
+        for kind, which, steps in (("loop", 3, STEPS), ("alone", 2, 1)):
+            times = alternate({name: x[which] for name, x in made.items()}, args[kind], rounds)
+            losses = {name: lambda *args, f=x[which]: f(*args)[2] for name, x in made.items()}
+            assert_equal(losses, args[kind], 1e-5 if steps == 1 else 1e-4, ("loss", length, kind))
+            for name, (compiling, running) in times.items():
+                found[name] |= {
+                    f"{kind}_ms": 1e3 * running / steps,
+                    f"{kind}_tokens_per_s": steps * len(xs) * length / running,
+                    f"{kind}_speedup": running / times["jaxprob"][1],
+                    f"{kind}_compile_s": compiling,
+                }
+        for name, row in found.items():
             rows.append(row)
             print(
-                f"training S5 T={length:<6} {name:21} {row['ms']:9.1f} ms a step, {row['tokens_per_s']:.3g} tokens/s, "
-                f"jaxprob {row['speedup']:.2f} times as fast; compile {compiling:.1f} s",
+                f"training S5 T={length:<6} {name:21} {row['loop_ms']:9.1f} ms a step, {row['loop_tokens_per_s']:.3g} "
+                f"tokens/s, jaxprob {row['loop_speedup']:.2f} times as fast; alone {row['alone_ms']:.1f} ms, "
+                f"{row['alone_speedup']:.2f}; compile {row['loop_compile_s']:.1f} and {row['alone_compile_s']:.1f} s",
                 flush=True,
             )
     return rows
@@ -447,12 +462,13 @@ def table(report):
         rates = [rate if rate != "0" else "" for rate in rates]
         ratio = "" if row["program"] == "jaxprob" else ratio
         print(f"| {row['core']} | {row['program']} | {row['length']} | {' | '.join(rates)} | {ratio} | {compiling} |")
-    print("\n| training step of S5 | T | ms | tokens/s | jaxprob | compile, s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("\n| training step of S5 | T | ms in a loop | tokens/s | jaxprob | ms alone | jaxprob | compile, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in report.get("training", []):
         print(
-            f"| {row['program']} | {row['length']} | {row['ms']:.1f} | {row['tokens_per_s']:,.0f} | "
-            f"{row['speedup']:.2f}x | {row['compile_s']:.1f} |"
+            f"| {row['program']} | {row['length']} | {row['loop_ms']:.1f} | {row['loop_tokens_per_s']:,.0f} | "
+            f"{row['loop_speedup']:.2f}x | {row['alone_ms']:.1f} | {row['alone_speedup']:.2f}x | "
+            f"{row['loop_compile_s']:.1f} |"
         )
     print("\n| step of a batch | from Python, us | in a loop, us | tokens/s |\n| --- | --- | --- | --- |")
     for row in report.get("step", []):
