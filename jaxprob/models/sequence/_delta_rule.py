@@ -12,10 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxprob.core import solve_triangular
+from jaxprob import core
 from jaxprob.models.sequence._chunks import arguments, einsum, over_chunks, over_pieces, products
 from jaxprob.models.sequence._core import recurrent_states
+
+_BLOCK = 16  # times whose systems are inverted row by row
 
 
 def delta_rule(
@@ -88,13 +91,50 @@ def _chunk(state: jax.Array, inputs: tuple[jax.Array, tuple[jax.Array, ...]]) ->
     start, end = (jnp.expand_dims(x, 2) for x in (decays.start, decays.end))
     # Corrections u_t = rate_t (v_t - what the memory held for k_t), which depend on the earlier ones of the chunk.
     earlier = jnp.tril(decays.pairs, -1) * einsum("thk,shk->hts", k, k)
-    system = jnp.expand_dims(jnp.transpose(rate), 2) * earlier + jnp.expand_dims(jnp.eye(k.shape[0], dtype=k.dtype), 0)
+    system = jnp.expand_dims(jnp.transpose(rate), 2) * earlier
     wanted = jnp.expand_dims(rate, 2) * (v - start * einsum("thk,hkv->thv", k, state))
-    corrections = solve_triangular(system, jnp.swapaxes(wanted, 0, 1))
+    corrections = jax.vmap(_substitute)(system, jnp.swapaxes(wanted, 0, 1))
     weights = decays.pairs * einsum("thk,shk->hts", q, k)
     y = start * einsum("thk,hkv->thv", q, state) + einsum("hts,hsv->thv", weights, corrections)
     state = jnp.expand_dims(decays.whole, (1, 2)) * state
     return state + einsum("shk,hsv->hkv", end * k, corrections), y
+
+
+def _substitute(below: jax.Array, right: jax.Array) -> jax.Array:
+    """x with (I + N) x = b, for N (t, t) with nothing on its diagonal and above, and b (t, v).
+
+    In blocks, and made of products: of one small system after the other a batch of many takes long on an accelerator;
+    and the LAPACK of jaxlib 0.10 stops for ever where two calls for batches meet on a CPU of two threads.
+    """
+
+    def backward(solve: Any, right: jax.Array) -> jax.Array:
+        # The transpose, with time turned round, is a system like the others.
+        return jnp.flip(_forward_substitute(jnp.flip(below, (0, 1)).T, jnp.flip(right, 0)), 0)
+
+    return lax.custom_linear_solve(
+        lambda x: x + core.matmul(below, x), right, lambda _, right: _forward_substitute(below, right), backward
+    )
+
+
+def _forward_substitute(below: jax.Array, right: jax.Array) -> jax.Array:
+    time = below.shape[0]
+    block = min(_BLOCK, time)
+    extra = -time % block
+    below, right = jnp.pad(below, (0, extra)), jnp.pad(right, ((0, extra), (0, 0)))
+    starts = range(0, time + extra, block)
+    diagonal = jnp.stack([below[i : i + block, i : i + block] for i in starts])
+    eye = jnp.eye(block, dtype=below.dtype)
+
+    def row(i: Any, inverses: jax.Array) -> jax.Array:
+        known = jnp.sum(jnp.expand_dims(diagonal[:, i], 2) * inverses, 1)
+        return inverses.at[:, i].set(jnp.expand_dims(eye[i], 0) - known)
+
+    inverses = lax.fori_loop(0, block, row, jnp.zeros_like(diagonal))
+    found = right[:0]
+    for inverse, start in zip(inverses, starts, strict=True):
+        rest = right[start : start + block] - core.matmul(below[start : start + block, :start], found)
+        found = jnp.concatenate([found, core.matmul(inverse, rest)])
+    return found[:time]
 
 
 def _step(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,10 @@
 """State-space duality, linear attention and the delta rule, against loops and quadratic forms in float64 NumPy."""
 
 import functools
+import os
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -264,3 +268,21 @@ def test_bad_input():
         sequence.linear_attention(x, x, x, method="fast")
     with pytest.raises(ValueError, match="chunk is 0"):
         sequence.linear_attention(x, x, x, chunk=0)
+
+
+def test_batches_end_on_a_machine_of_two_threads():
+    """Where LAPACK shares a batch out to as many threads as wait for it, a program never ends."""
+    program = textwrap.dedent("""
+        import jax, jax.numpy as jnp
+        from jaxprob.models import sequence
+        xs = jax.random.normal(jax.random.key(0), (16, 1024, 64))
+        net = sequence.gated_delta_net(64)
+        params = net.init(jax.random.key(1), xs[0])
+        run = jax.jit(lambda params: jax.vmap(lambda x: net.apply(params, x)[0])(xs).sum())
+        print([float(run(params)) == float(run(params)) for _ in range(40)])
+    """)
+    environment = os.environ | {"PJRT_NPROC": "2", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == str([True] * 40), done.stderr
