@@ -184,6 +184,10 @@ class TrainingJob(Loop):
     def _not_finite(self, row: dict[str, np.ndarray]) -> NotFiniteError:
         name = "loss" if not np.isfinite(row["loss"]) else "gradient_norm"
         saved = [] if self.checkpoints is None else _checkpoint.steps(self.checkpoints)
+        # In the first chunk. Of a stream the place is known between two chunks only.
+        if not saved and self.checkpoints is not None and self.feed is None:
+            self.write_checkpoint(self.checkpoints)
+            saved = [self.step]
         if saved:
             folder = _directory.shown(self.checkpoints / str(saved[-1])) if self.checkpoints else ""
             todo = f"The last good checkpoint, of step {saved[-1]}, is {folder}"

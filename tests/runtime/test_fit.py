@@ -174,6 +174,17 @@ def test_nan_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, m
     np.testing.assert_array_equal(resumed.params, good.params)
 
 
+def test_nan_in_the_first_chunk_leaves_the_state_before_it(tmp_path):
+    task, data = explodes(10)
+    with pytest.raises(runtime.NotFiniteError, match=r"The last good checkpoint, of step 10, is .*/10\.$"):
+        fit(task, data, out=tmp_path / "run", log_every=1)
+    resumed, good = (
+        fit(task, data, steps=10, log_every=1, **x) for x in ({"out": tmp_path / "run", "resume": True}, {})
+    )
+    np.testing.assert_array_equal(resumed.params, good.params)
+    np.testing.assert_array_equal(resumed.history["loss"], good.history["loss"])
+
+
 def test_nan_without_a_checkpoint_is_told_too():
     task, data = explodes(0)
     with pytest.raises(
