@@ -61,7 +61,7 @@ print(whole.summary())
 
 # %% [markdown]
 # The folder can be read at any time, by `runtime.load`, xarray or zarr, also while the run goes on. (The diagnosis
-# notes even one divergence in 80,000 draws: far out in the tails this density is too curved for the step size.)
+# finds divergences: far out in the tails this density is too curved for the step size that this key's warm-up chose.)
 
 # %%
 print(sorted(path.name for path in (folder / "banana").iterdir()))
