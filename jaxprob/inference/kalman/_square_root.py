@@ -147,7 +147,8 @@ def _moved_with(covariance: jax.Array, factor: jax.Array, moved: jax.Array) -> j
     there = jnp.sum(eye * factor, 0, keepdims=True) > 0
     # Of the correlation, and with what it lacks to be regular.
     regular = jnp.where(there, factor / scale, eye)
-    inverse = core.solve_triangular(regular, eye / scale.T)
+    # Not by LAPACK, which in jaxlib 0.10 may wait for itself where it is given a batch.
+    inverse = right_solve(regular, eye, once=True) / scale.T
     both = core.matmul(core.matmul(inverse, moved), inverse.T)
     weights = jnp.asarray(np.tri(n, k=-1) + 0.5 * np.eye(n), factor.dtype)
     return scale * core.matmul(regular, jnp.where(there, weights * both, 0))
@@ -169,8 +170,8 @@ def _as_primitive(once: bool) -> Any:
 _ROOTS = {once: _as_primitive(once) for once in (False, True)}
 
 
-def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0) -> jax.Array:
-    """X with X L = B, for a root L (n, n) and B (k, n) whose rows are in the span of those of L.
+def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0, once: bool = False) -> jax.Array:
+    """X with X L = B, for a root L (n, n) and B (k, n) whose rows are in the span of those of L. `once` as above.
 
     Columns of zeros in L have zeros in X, and so has what is left of B where it is no larger than `least`, () or (k,).
     """
@@ -185,7 +186,7 @@ def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0) -> jax.Arr
         value = jnp.where(there, rest / jnp.where(there, pivot, 1), 0)
         return solution.at[:, i].set(value)
 
-    return loop(n, column, jnp.zeros(matrix.shape, matrix.dtype))
+    return loop(n, column, jnp.zeros(matrix.shape, matrix.dtype), once)
 
 
 class Moments(NamedTuple):
