@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprob import scan
@@ -170,7 +171,7 @@ def _each(body: Any, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, A
 def _directions(factor: jax.Array, rows: jax.Array) -> jax.Array:
     """Q with L Q = A, for the root L of A A^T; rows of zeros where the column of L is one."""
     n = factor.shape[0]
-    eye = jnp.eye(n, dtype=bool)
+    eye = np.eye(n, dtype=bool)
     pivots = jnp.sum(jnp.where(eye, factor, 0), 1)
     there = pivots > 0
     safe = jnp.where(there, pivots, 1)
@@ -206,7 +207,7 @@ def _unobserve_one(
     f, total, inverse, gain, kept, moved = turn(factor, row, variance)
     there = seen & (total > 0)
     precision = inverse * inverse
-    eye = jnp.eye(row.shape[0], dtype=bool)
+    eye = np.eye(row.shape[0], dtype=bool)
     change = jnp.where(eye, kept, -later(f) * jnp.expand_dims(f, 1) * jnp.expand_dims(moved, 0))
 
     residual = value - jnp.sum(mean * jnp.expand_dims(row, 1), 0)

@@ -114,7 +114,7 @@ def square_root(covariance: jax.Array, once: bool = False) -> jax.Array:
 
 def _scales(covariance: jax.Array) -> jax.Array:
     """What makes it a correlation, (n, 1): powers of tiny variances, of which derivatives are made, would overflow."""
-    variances = jnp.sum(jnp.where(jnp.eye(covariance.shape[0], dtype=bool), covariance, 0), 1, keepdims=True)
+    variances = jnp.sum(jnp.where(np.eye(covariance.shape[0], dtype=bool), covariance, 0), 1, keepdims=True)
     # One that is zero may have a derivative, and one that is NaN stays.
     return jnp.sqrt(jnp.where((variances == 0) | (variances < 0), 1, variances))
 
@@ -143,7 +143,7 @@ def _moved_with(covariance: jax.Array, factor: jax.Array, moved: jax.Array) -> j
     """
     n = factor.shape[0]
     scale = _scales(covariance)
-    eye = jnp.eye(n, dtype=factor.dtype)
+    eye = jnp.asarray(np.eye(n), factor.dtype)
     there = jnp.sum(eye * factor, 0, keepdims=True) > 0
     # Of the correlation, and with what it lacks to be regular.
     regular = jnp.where(there, factor / scale, eye)

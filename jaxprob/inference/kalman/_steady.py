@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprob import core, scan
@@ -91,7 +92,7 @@ def _complete(blocks: Step) -> jax.Array:
 def _with_units(moments: Moments, step: Step) -> tuple[Moments, Step]:
     """With columns of units behind those of means and of numbers seen: what comes of them is what each number does."""
     m, n = step.emission.shape
-    eye = jnp.eye(n + m, dtype=moments.mean.dtype)
+    eye = jnp.asarray(np.eye(n + m), moments.mean.dtype)
     return (
         moments._replace(mean=jnp.concatenate([moments.mean, eye[:n]], 1)),
         step._replace(values=jnp.concatenate([step.values, eye[n:]], 1)),
@@ -255,13 +256,12 @@ def _backward(kept: Any, of_found: Seen) -> Any:
             return product(matrix[:, :n].T, both), both
 
         of_start, of_rows = scan.scan(back, of_after.mean, of_seen.innovation, reverse=True)
-        both = jnp.concatenate([predicted[:, :, :columns], varying.values], 1)
-        of_gains = Gains(
-            of_gains.matrix + jnp.einsum("tic,tjc->ij", of_rows, both, precision="highest"),
-            of_gains.log_scale + jnp.sum(of_seen.log_scale, 0),
-            None,
-        )
-        totals = totals._replace(dynamics_offset=totals.dynamics_offset + jnp.sum(of_rows[:, :n, 0], 0))
+        # A row that is one in the mean's column adds up cotangents of the offset with those of the gains.
+        ones = jnp.broadcast_to(jnp.asarray(np.eye(1, columns), predicted.dtype), (BLOCK, 1, columns))
+        both = jnp.concatenate([predicted[:, :, :columns], varying.values, ones], 1)
+        outer = jnp.einsum("tic,tjc->ij", of_rows, both, precision="highest")
+        of_gains = Gains(of_gains.matrix + outer[:, :-1], of_gains.log_scale + jnp.sum(of_seen.log_scale, 0), None)
+        totals = totals._replace(dynamics_offset=totals.dynamics_offset + outer[:n, -1])
         return (Moments(of_start, of_after.factor), of_gains, next_factor, totals), _mapped(matrix[:, n:].T, of_rows)
 
     def step_by_step(carry: Any, at: Any) -> tuple[Any, Any]:
