@@ -103,8 +103,8 @@ def _chunk(state: jax.Array, inputs: tuple[jax.Array, tuple[jax.Array, ...]]) ->
 def _substitute(below: jax.Array, right: jax.Array) -> jax.Array:
     """x with (I + N) x = b, for N (t, t) with nothing on its diagonal and above, and b (t, v).
 
-    In blocks, and made of products: of one small system after the other a batch of many takes long on an accelerator;
-    and the LAPACK of jaxlib 0.10 stops for ever where two calls for batches meet on a CPU of two threads.
+    In blocks, and made of products: the LAPACK of jaxlib 0.10, given batches, waits for ever for a thread of its own
+    where a CPU has few.
     """
 
     def backward(solve: Any, right: jax.Array) -> jax.Array:

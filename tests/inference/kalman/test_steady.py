@@ -155,6 +155,18 @@ def test_the_likelihood_of_series_on_several_devices():
     close(one, other, 1e-4)
 
 
+def test_models_of_their_own_on_several_devices():
+    model, ys = make("random", times=20, dtype=np.float32)
+
+    def each(scale):
+        own = dataclasses.replace(model, dynamics_covariance=scale * model.dynamics_covariance)
+        return kalman.log_likelihood(own, ys)
+
+    scales = jnp.arange(1.0, 5.0)
+    one, other = (jax.jit(run(jax.value_and_grad(each)))(scales) for run in (on_two_devices, jax.vmap))
+    close(one, other, 1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [20, 8 * BLOCK])
 def test_states_of_series_on_several_devices(times):
