@@ -16,7 +16,7 @@ from jaxprob import learning
 from jaxprob.inference import diffusion as sampling
 from jaxprob.models import diffusion
 
-POINTS, SERIES, MADE, END = 60, 2000, 1000, 10.0
+POINTS, SERIES, MADE, END = 60, 2000, 2000, 10.0
 BATCH, RATE = 64, 3e-3
 LENGTHSCALE = 1.0  # of the noise, and of the Ornstein-Uhlenbeck data
 
@@ -99,14 +99,25 @@ def statistics_of(x, times):
 
 
 def told_apart(real, fake, times_real, times_fake):
-    """Accuracy of a boosted classifier that sees values, times and scaled increments, on the half it has not seen."""
+    """Accuracy of a boosted classifier that sees values and increments, on the half that it has not seen.
+
+    Beside them it is given how large increments are on average: by how near their times are, which shows what each
+    point has of its own, and over more points than one; and moments of the values.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     def features(x, times):
         steps = np.maximum(np.diff(times, axis=1), 1e-4)
         scaled = np.diff(x, axis=1) / np.sqrt(steps)
-        sizes = np.stack([np.abs(scaled).mean(1), (scaled**2).mean(1), np.abs(np.diff(scaled, axis=1)).mean(1)], 1)
-        return np.concatenate([x, scaled, sizes], 1)
+        nearest_first = np.take_along_axis(np.abs(scaled), np.argsort(steps, axis=1), 1)
+        sizes = [part.mean(1) for part in np.array_split(nearest_first, 6, axis=1)]
+        sizes += [np.abs(np.diff(scaled, axis=1)).mean(1), (scaled[:, 1:] * scaled[:, :-1]).mean(1)]
+        sizes += [(scaled**2).mean(1), (scaled**4).mean(1)]
+        for lag in (2, 4, 8):
+            wide = (x[:, lag:] - x[:, :-lag]) / np.sqrt(np.maximum(times[:, lag:] - times[:, :-lag], 1e-4))
+            sizes += [np.abs(wide).mean(1), (wide**2).mean(1)]
+        sizes += [x.mean(1), x.std(1), x.min(1), x.max(1), (x**3).mean(1)]
+        return np.concatenate([x, scaled, np.stack(sizes, 1)], 1)
 
     xs = np.concatenate([features(real, times_real), features(fake, times_fake)])
     ys = np.repeat([0, 1], [len(real), len(fake)])

@@ -440,7 +440,11 @@ def worst_numbers(run: Run) -> str:
         parts.append(f"{_diverged(diverging)}." if diverging.any() else "No draw diverged.")
     if "log_evidence" in run.stats:
         value, error = log_mean_evidence(run.stats["log_evidence"][:, -1].astype(float))
-        between = "" if math.isnan(error) else f", with a standard error of {error:.2g} from the spread of the chains"
+        source = "from the spread of the chains"
+        if run.table.chains == 1 and "log_evidence_variance" in run.stats:
+            error = math.sqrt(run.stats["log_evidence_variance"][0, -1])
+            source = "as the one chain itself estimates"
+        between = "" if math.isnan(error) else f", with a standard error of {error:.2g} {source}"
         parts.append(f"The log evidence is {value:.2f}{between}.")
     if "energy" in run.stats and np.any(np.isfinite(fraction := np.asarray(convergence.e_bfmi(run.stats["energy"])))):
         parts.append(f"E-BFMI is at least {np.nanmin(fraction):.2f}.")

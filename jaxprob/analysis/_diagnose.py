@@ -65,7 +65,8 @@ def diagnose(
       draws: pytree of arrays (chain, draw, ...).
       stats: mapping (or NamedTuple) of arrays (chain, draw), any of `diverging`, `tree_depth`, `energy`,
         `acceptance_rate`, `converged` (of implicit integrators), `num_halvings` (of steps that shorten themselves),
-        `correlation` (of particles with where they were), `log_evidence`; what is missing is not checked.
+        `correlation` (of particles with where they were), `log_evidence`, `log_evidence_variance`; what is missing
+        is not checked.
       summary: `summary(draws)`, if it is there already.
       max_tree_depth: the depth at which the sampler stops doubling.
       target_acceptance: what the step size was tuned for; by default 0.85 for Hamiltonian samplers (those whose
@@ -109,6 +110,7 @@ STATISTICS = (
     "num_halvings",
     "correlation",
     "log_evidence",
+    "log_evidence_variance",
 )
 _summary = summary  # the argument of `diagnose` has the same name
 

@@ -86,7 +86,9 @@ class WithPopulation:
         sampler = self.sampler(target)
 
         def info_of(state: Any, info: Any) -> dict[str, Any]:
-            return {"log_evidence": state.log_evidence, **info._asdict(), "done": state.done}
+            told = ("log_evidence", "log_evidence_variance")  # the variance by those that estimate it
+            of_state = {name: getattr(state, name) for name in told if hasattr(state, name)}
+            return {**of_state, **info._asdict(), "done": state.done}
 
         def init(position: Any, key: core.Key) -> Drawn:
             state = sampler.init(None, key)

@@ -56,10 +56,24 @@ class Result:
         Raises:
           ValueError: for a run of another sampler.
         """
-        if "log_evidence" not in self.stats or not self.stats["log_evidence"].shape[1]:
+        return self._of_the_last_draw("log_evidence")
+
+    @property
+    def log_evidence_variance(self) -> np.ndarray:
+        """Variance of the log evidence of each chain, as estimated by that chain alone, (chain,).
+
+        NaN where the sampler knows none, as `smc.tempered` with systematic resampling.
+
+        Raises:
+          ValueError: for a run of a sampler that estimates none.
+        """
+        return self._of_the_last_draw("log_evidence_variance")
+
+    def _of_the_last_draw(self, name: str) -> np.ndarray:
+        if name not in self.stats or not self.stats[name].shape[1]:
             todo = "Sample with algorithm=smc.tempered(particles=...)"
-            raise core.bad_value("Result", "log_evidence", "not estimated", "a sampler that does, and its draws", todo)
-        return self.stats["log_evidence"][:, -1]
+            raise core.bad_value("Result", name, "not estimated", "a sampler that does, and its draws", todo)
+        return self.stats[name][:, -1]
 
     @property
     def status(self) -> str:

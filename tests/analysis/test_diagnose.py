@@ -268,6 +268,17 @@ def test_the_log_evidence_of_populations_is_that_of_the_mean_evidence(draws):
     assert diagnosis.ok
 
 
+def test_the_log_evidence_of_one_population_has_the_error_that_it_estimates(draws):
+    one = {name: leaf[:1] for name, leaf in draws.items()}
+    for variance, said in (
+        (0.0144, ", with a standard error of 0.12 as the one chain itself estimates."),
+        (np.nan, "."),
+    ):
+        stats = {"log_evidence": np.full((1, 500), -3.0), "log_evidence_variance": np.full((1, 500), variance)}
+        text = " ".join(str(analysis.diagnose(one, stats)).split())
+        assert "The log evidence is -3.00" + said in text
+
+
 def test_populations_that_disagree_and_particles_that_hardly_moved(draws):
     stats = {
         "log_evidence": np.repeat([[0.0], [3.0], [1.0], [-2.0]], 500, 1),

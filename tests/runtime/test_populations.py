@@ -66,6 +66,10 @@ def test_particles_become_draws_and_the_evidence_is_there(result):
     np.testing.assert_allclose(result.log_evidence, EVIDENCE, atol=0.2)
     assert len(np.unique(result.log_evidence)) == 4
     assert result.summary().r_hat.max() < 1.02
+    # What one chain says of its own error is about that of the four, whose standard deviation is known to a third.
+    assert result.log_evidence_variance.shape == (4,)
+    spread = result.log_evidence.std(ddof=1)
+    assert 0.3 < np.sqrt(result.log_evidence_variance.mean()) / spread < 3
     assert (result.stats["inverse_temperature"] == 1).all()
     assert "done" not in result.stats
 
@@ -186,6 +190,8 @@ def test_there_is_no_evidence_of_a_chain():
     result = jaxprob.sample(POSTERIOR, KEY, chains=1, warmup=5, draws=5)
     with pytest.raises(ValueError, match="log_evidence is not estimated"):
         result.log_evidence
+    with pytest.raises(ValueError, match="log_evidence_variance is not estimated"):
+        result.log_evidence_variance
 
 
 @pytest.mark.parametrize("sampler", [smc.nested, pytest.param(smc.persistent, marks=pytest.mark.slow)])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprob import core
+from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
 from jaxprob.inference.mcmc import _parallel_tempering as paths
 from jaxprob.inference.mcmc._numbers import known_count, known_number
@@ -37,6 +37,8 @@ class PersistentState(NamedTuple):
         over that of the prior.
       inverse_temperatures: (generation,), from 0, the prior, to 1, the posterior; 0 for those yet to come.
       log_evidences: (generation,), log of the estimated evidence at each temperature.
+      log_evidence_variance: (), estimate of the variance of the log evidence at the last temperature; NaN before the
+        posterior is reached, and without any evidence.
       step_size: (), of the move, adapted; 1 where the move has its own.
       steps: (), int32, temperatures so far: the last generation.
     """
@@ -46,6 +48,7 @@ class PersistentState(NamedTuple):
     log_mixtures: jax.Array
     inverse_temperatures: jax.Array
     log_evidences: jax.Array
+    log_evidence_variance: jax.Array
     step_size: jax.Array
     steps: jax.Array
 
@@ -118,8 +121,10 @@ def persistent(
     likelihood is computed anew for those there were.
 
     A few hundred particles a generation do, as all are used. The evidence varies less than that of `smc.tempered` for
-    the same number of likelihoods; its bias is of the order of 1 / particles. There is no estimate of its variance from
-    a single run: run several.
+    the same number of likelihoods; its bias is of the order of 1 / particles. Its variance is estimated from the
+    single run, by the delta method: the sum over particles of the squared influence that each has on the last evidence,
+    through all evidences before. Particles count as independent of those they were resampled from, so that it is too
+    small where moves are too few.
 
     Memory is that of `(max_steps + 1) particles` positions, whatever number of them is used.
 
@@ -166,7 +171,8 @@ def persistent(
     >>> bool(found.state.done), abs(found.state.population.expectation().item() - 2 / 1.01) < 0.03
     (True, True)
 
-    Source: Karamanis & Seljak (2025), algorithm 1; the last generation is weighted with the others.
+    Source: Karamanis & Seljak (2025), algorithm 1; the last generation is weighted with the others. The variance is
+    ours.
     """
     name = "smc.persistent"
     settings = moves_of.as_move(name, move, moves, max_moves, acceptance, step_size)
@@ -192,6 +198,7 @@ def persistent(
             log_mixtures=empty,
             inverse_temperatures=none,
             log_evidences=none,
+            log_evidence_variance=jnp.full((), jnp.nan, tilts.dtype),
             step_size=settings.first_step_size(core.size(position) // number).astype(tilts.dtype),
             steps=jnp.int32(0),
         )
@@ -228,12 +235,20 @@ def persistent(
         terms = jax.vmap(_relative, in_axes=(0, 0, None))(betas, log_evidences, tilts[generation])
         log_mixtures = log_mixtures.at[generation].set(core.logsumexp(jnp.where(filled, terms, -jnp.inf), axis=0))
         final = _weights(filled, beta, tilts, log_mixtures)
+        # Once, in a loop of one round or none: with several chains a condition would compute it at every step.
+        unknown = jnp.full((), jnp.nan, tilts.dtype)
+        variance = scan.repeat(
+            lambda _, round_: _variance(tilts, betas, generation).astype(tilts.dtype),
+            unknown,
+            ((beta >= 1) & ~state.done).astype(jnp.int32),
+        )
         new = PersistentState(
             population=Population(particles, _normalized(final, log_evidence, filled, tilts), log_evidence),
             tilts=tilts,
             log_mixtures=log_mixtures,
             inverse_temperatures=betas,
             log_evidences=log_evidences,
+            log_evidence_variance=jnp.where(jnp.isfinite(log_evidence), variance, unknown),
             step_size=moved.step_size,
             steps=state.steps + 1,
         )
@@ -267,6 +282,34 @@ def _next(weigh: Callable[[jax.Array], jax.Array], beta: jax.Array, target: jax.
 def _weights(there: jax.Array, beta: jax.Array, tilts: jax.Array, log_mixtures: jax.Array) -> jax.Array:
     """Log weights (generation * particle,) at a temperature, of the generations (generation, 1) that are there."""
     return jnp.where(there, paths.tempered(-log_mixtures, beta, tilts), -jnp.inf).reshape(-1)
+
+
+def _variance(tilts: jax.Array, betas: jax.Array, last: jax.Array) -> jax.Array:
+    """Variance of the log evidence of generation `last`, (): of a function of means of independent particles.
+
+    How much a particle would change the last log evidence, were it there a little more often, is the derivative with
+    respect to the log of how often it is there, through the evidences of all generations in between.
+    """
+    generations, number = tilts.shape
+    index = jnp.expand_dims(jnp.arange(generations, dtype=jnp.int32), 1)
+
+    def log_evidence(log_counts: jax.Array) -> jax.Array:
+        def one(carry: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]) -> Any:
+            log_mixtures, before = carry
+            beta, generation = row
+            log_weights = _weights(index < generation, beta, tilts, log_mixtures) + log_counts.reshape(-1)
+            now = core.logsumexp(log_weights) - math.log(number)
+            now = jnp.where(generation <= last, now, before)
+            return (core.logaddexp(log_mixtures, _relative(beta, now, tilts)), now), None
+
+        # The densities of the prior over itself are one.
+        start = jnp.zeros_like(tilts), jnp.zeros((), tilts.dtype)
+        rows = betas[1:], jnp.arange(1, generations, dtype=jnp.int32)
+        return scan.scan(one, start, rows)[0][1]
+
+    influence = jax.grad(log_evidence)(jnp.zeros_like(tilts))
+    influence = influence - jnp.mean(influence, axis=1, keepdims=True)
+    return jnp.sum(influence**2) * number / (number - 1)
 
 
 def _relative(beta: jax.Array, log_evidence: jax.Array, tilts: jax.Array) -> jax.Array:

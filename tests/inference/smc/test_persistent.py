@@ -101,11 +101,58 @@ def test_the_evidence_is_hardly_biased_and_varies_less_than_that_of_one_generati
     parts, evidence, _, _ = regression(2, 5)
     move = partial(mcmc.random_walk_metropolis, step_size=0.6)
     algorithm = smc.persistent(move=move, **parts, particles=128, effective_sample_size=1.0, max_steps=20, moves=5)
-    logs = repeats(algorithm, 100, max_steps=20).state.log_evidence.astype(float)
+    state = repeats(algorithm, 100, max_steps=20).state
+    logs = state.log_evidence.astype(float)
     ratios = np.exp(logs - evidence)
     assert abs(ratios.mean() - 1) < 4 * ratios.std(ddof=1) / 10 + 2 / 128
+    # A hundred runs give a variance to a seventh.
+    assert 0.6 < state.log_evidence_variance.mean() / logs.var(ddof=1) < 1.6
     alone = smc.tempered(move=move, **parts, particles=128, moves=5, scheme=smc.systematic)
     assert logs.std() < 0.9 * repeats(alone, 100, seed=1, max_steps=20).state.log_evidence.std()
+
+
+def influences(tilts, betas, logs):
+    """Derivatives of the last log evidence by how often particles are there, and the evidence, in closed form."""
+    last, number = len(tilts) - 1, tilts.shape[1]
+    powers = np.stack([beta * tilts if beta else np.zeros_like(tilts) for beta in betas])
+    relative = powers - np.reshape(logs, (-1, 1, 1))
+    direct, through = np.zeros((last + 1, *tilts.shape)), np.zeros((last + 1, last + 1))
+    for t in range(1, last + 1):
+        shares = np.exp(relative[:t, :t] - np.logaddexp.reduce(relative[:t, :t], axis=0))
+        direct[t, :t] = np.exp(relative[t, :t]) / np.exp(relative[:t, :t]).sum(0) / number
+        through[t, :t] = (direct[t, :t] * shares).sum((1, 2))
+    whole = np.zeros_like(direct)
+    for t in range(1, last + 1):
+        whole[t] = direct[t] + np.tensordot(through[t], whole, 1)
+    return whole[last], logs[-1] + np.log(direct[last].sum())
+
+
+@pytest.mark.parametrize("bound", [-np.inf, -3.0])
+def test_the_variance_is_that_of_the_influence_of_every_particle(bound):
+    """Also where some particles are impossible."""
+    parts, _, _, _ = regression(2, 5)
+    likelihood = parts["log_likelihood"]
+    parts["log_likelihood"] = lambda q: jnp.where(q[0] > bound, likelihood(q), -jnp.inf)
+    move = partial(mcmc.random_walk_metropolis, step_size=0.6)
+    algorithm = smc.persistent(move=move, **parts, particles=32, effective_sample_size=0.8, max_steps=12, moves=3)
+    init, step = algorithm
+    first, again, *keys = jax.random.split(jax.random.key(0), 14)
+    state = init(None, first)
+    if bound > -4:
+        state = init(state.position[:32].at[3, 0].set(-9.0), again)
+    for key in keys:
+        assert np.isnan(state.log_evidence_variance)
+        state, _ = jax.jit(step)(key, state)
+        if state.done:
+            break
+    last = int(state.steps)
+    assert 2 < last < 12
+    assert np.isinf(state.tilts[0, 3]) == (bound > -4)
+    tilts, betas, logs = (np.asarray(x, float)[: last + 1] for x in state[1:2] + state[3:5])
+    influence, log_evidence = influences(tilts, betas, logs)
+    assert log_evidence == pytest.approx(logs[-1], abs=1e-5)
+    expected = (influence.var(axis=1, ddof=1) * 32).sum()
+    assert float(state.log_evidence_variance) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_last_step_goes_to_the_posterior_and_the_info_tells():
@@ -157,6 +204,7 @@ def test_data_that_are_impossible_or_no_number_are_told_by_the_evidence(value, x
     assert run.state.done
     assert run.num_steps == 1
     np.testing.assert_equal(float(run.state.log_evidence), value)
+    assert np.isnan(run.state.log_evidence_variance)
     assert np.isfinite(run.state.position).all()
     weights = np.exp(run.state.population.log_weights)
     np.testing.assert_allclose(weights, np.where(np.arange(48) < 16, 1 / 16, 0))
