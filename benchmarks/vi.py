@@ -9,7 +9,7 @@ the bias of the family: mean field puts tau of the eight schools (not centred) 0
 and 0.04 by weights, at k = 0.52 of 100,000 draws. The time of a step is measured apart, with the same number of draws
 for both. Everything runs twice: the second time is the run, the difference to the first is compiling.
 
-    python benchmarks/vi.py [--models a,b] [--guides mean_field,full_rank,flow] [--peers] [--table]
+    python benchmarks/vi.py [--models a,b] [--guides laplace,mean_field,...] [--peers] [--table]
 """
 
 import argparse
@@ -25,8 +25,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 POSTERIORS = HERE.parents[1] / "shared" / "posteriordb"
 RESULTS = HERE / "results" / "vi-cpu.json"
-APPROXIMATIONS = ("laplace", "pathfinder")
-GUIDES = ("mean_field", "full_rank", "flow")
+FAMILIES = ("mean_field", "full_rank", "flow")
+GUIDES = ("laplace", "pathfinder", *FAMILIES)
 BESIDE_PEERS = (
     "eight_schools-eight_schools_noncentered",
     "sblrc-blr",
@@ -93,7 +93,9 @@ def ours(target, reference, guide, start, key):
     elif guide == "pathfinder":
         find = jax.jit(lambda: vi.pathfinder(log_density, start, key))
         found, seconds, compiling = timed(find)
-        row = {"converged": bool(found.converged)}
+        # What its guide, the Gaussian of the best path, is corrected by: draws from all paths, resampled by weights.
+        draws = vi.pathfinder(log_density, start, key, num_draws=DRAWS).draws
+        row = {"converged": bool(found.converged), "resampled_error": error_of(target, reference, draws)[0]}
     else:
         initial = vi.laplace(log_density, start)
         if not bool(initial.converged):
@@ -240,10 +242,10 @@ def measure(models, guides, peers):
         start = jax.tree.map(lambda x: x[0], target.initial(0, 1))
         key = jax.random.key(0)
         rows = results["models"].setdefault(model, {})
-        for guide in (*APPROXIMATIONS, *guides):
+        for guide in guides:
             rows[guide] = ours(target, reference, guide, start, key)
         if peers and model in BESIDE_PEERS:
-            for guide in guides:
+            for guide in (guide for guide in guides if guide in FAMILIES):
                 rows[f"numpyro {guide}"] = numpyros(target, reference, guide, key)
                 rows[f"step {guide}"] = step_times(target, guide, start, key)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -288,9 +290,10 @@ def table(results):
         if "error" in row and not name.startswith("numpyro")
     ]
     good = [row for row in mine if row[2]["pareto_k"] < 0.7]
-    for kind in ("weighted_error", "error"):
-        bad = [(m, n, round(r[kind], 2)) for m, n, r in good if r[kind] > 0.2]
-        console.print(f"k < 0.7 in {len(good)} of {len(mine)}; {kind} above 0.2 sd in {len(bad)} of these: {bad}")
+    for kind in ("weighted_error", "error", "resampled_error"):
+        asked = [(m, n, round(r[kind], 2)) for m, n, r in good if kind in r]
+        bad = [row for row in asked if row[2] > 0.2]
+        console.print(f"k < 0.7 in {len(asked)} of {len(mine)}; {kind} above 0.2 sd in {len(bad)} of these: {bad}")
 
 
 def main():
