@@ -6,6 +6,7 @@
 - reparameterized: S229, routed decoding of a grammar; thermodynamics_binomial: S166, a heartbeat of bits; both in
   `_discrete_systems.py`.
 - processes_DATA: S254, series at irregular times with noise that is a function, in `_function_systems.py`.
+- events: S232, an event of 2.7 %, a curved and a divided one, in `_event_systems.py`.
 - bayesian_flow_tokens, bayesian_flow_numbers: S175, sources of bits and a mixture in the plane, in
   `_bayesian_flow_systems.py`.
 
@@ -265,6 +266,7 @@ def elsewhere(module, name, *args):
 PARTS = {
     "thermodynamics_gaussian": thermodynamics_gaussian,
     "dimension": dimension,
+    "events": elsewhere("_event_systems", "events"),
     "reparameterized": elsewhere("_discrete_systems", "reparameterized"),
     "thermodynamics_binomial": elsewhere("_discrete_systems", "thermodynamics_binomial"),
     "bayesian_flow_tokens": elsewhere("_bayesian_flow_systems", "tokens"),
