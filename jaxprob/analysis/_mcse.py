@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.special import betainc
 
 from jaxprob import core
@@ -154,5 +153,5 @@ def beta_quantile(probability: jax.Array, a: jax.Array, b: jax.Array) -> jax.Arr
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
     steps = jnp.finfo(probability.dtype).nmant + 3
-    low, high = lax.fori_loop(0, steps, halve, (jnp.zeros_like(probability), jnp.ones_like(probability)))
+    low, high = core.fori_loop(0, steps, halve, (jnp.zeros_like(probability), jnp.ones_like(probability)))
     return (low + high) / 2

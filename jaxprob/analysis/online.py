@@ -86,7 +86,7 @@ def add(state: State, draw: jax.Array) -> State:
     draw = draw.astype(state.mean.dtype)
     reference = jnp.where(state.draws == 0, draw, state.reference)
     # A loop of no or one turn rather than a condition: XLA updates a loop's buffers in place.
-    length, means, squares = lax.while_loop(
+    length, means, squares = core.while_loop(
         lambda batches: state.draws == BATCHES * batches[0], _merge, (state.length, state.mean, state.squares)
     )
     index = state.draws // length

@@ -37,6 +37,13 @@ from jaxprob.core._linalg import solve_triangular as solve_triangular
 from jaxprob.core._linalg import symmetrize as symmetrize
 from jaxprob.core._log_sums import logaddexp as logaddexp
 from jaxprob.core._log_sums import logsumexp as logsumexp
+from jaxprob.core._loops import cond as cond
+from jaxprob.core._loops import fori_loop as fori_loop
+from jaxprob.core._loops import shape_of as shape_of
+from jaxprob.core._loops import switch as switch
+from jaxprob.core._loops import typed_carry as typed_carry
+from jaxprob.core._loops import varies_over as varies_over
+from jaxprob.core._loops import while_loop as while_loop
 from jaxprob.core._lyapunov import discrete_lyapunov as discrete_lyapunov
 from jaxprob.core._ordered import ordered_dot as ordered_dot
 from jaxprob.core._ordered import ordered_sum as ordered_sum

@@ -147,7 +147,7 @@ def _arrivals(
 
     none = _none(key, horizon)
     start = (key, none.astype(horizon.dtype), none.astype(int))
-    return jax.lax.while_loop(lambda carry: jnp.any(before(carry[1])), advance, start)[2]
+    return core.while_loop(lambda carry: jnp.any(before(carry[1])), advance, start)[2]
 
 
 def _rejection(
@@ -192,7 +192,7 @@ def _rejection(
 
     none = _none(key, mean)
     start = (key, none.astype(int), ~wanted | none)
-    return jax.lax.while_loop(lambda carry: ~jnp.all(carry[2]), trial, start)[1]
+    return core.while_loop(lambda carry: ~jnp.all(carry[2]), trial, start)[1]
 
 
 @partial(jax.jit, static_argnames="shape")

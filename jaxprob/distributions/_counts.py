@@ -243,5 +243,5 @@ def first_integer(
         done = reached(middle)
         return jnp.where(done, bottom, middle), jnp.where(done, middle, top)
 
-    found = jax.lax.fori_loop(0, 31 if jnp.finfo(dtype).bits <= 32 else 51, halve, (bottom, top))[1]
+    found = core.fori_loop(0, 31 if jnp.finfo(dtype).bits <= 32 else 51, halve, (bottom, top))[1]
     return jnp.maximum(found, broadcast_to(low, shape))

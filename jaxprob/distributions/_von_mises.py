@@ -94,7 +94,7 @@ def _draw_centred(key: core.Key, kappa: Array) -> Array:
     sign = jnp.where(core.random.bernoulli(key_sign, 0.5, shape), 1, -1).astype(dtype)
     # Made from parameters and key, so that under `shard_map` the carry varies wherever one of them does.
     start = 0 * kappa * sign
-    angle, _, _ = lax.while_loop(lambda carry: ~jnp.all(carry[2]), again, (start, key, start != 0))
+    angle, _, _ = core.while_loop(lambda carry: ~jnp.all(carry[2]), again, (start, key, start != 0))
     return sign * angle
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprob import core
+
 Carry = TypeVar("Carry")
 
 
@@ -58,7 +60,7 @@ def bounded(
         more = state[0] < bound
         return more if until is None else more & ~jnp.asarray(until(state[1]))
 
-    _, carry, rows = lax.while_loop(going, body, (jnp.int32(0), init, rows))
+    _, carry, rows = core.while_loop(going, body, (jnp.int32(0), init, rows))
     return carry, rows
 
 
@@ -68,4 +70,4 @@ def repeat(step: Callable[[Carry, jax.Array], Carry], init: Carry, count: Any) -
     >>> int(repeat(lambda total, i: total + i, jnp.int32(0), 4))
     6
     """
-    return lax.fori_loop(0, count, lambda index, carry: step(carry, index), init)
+    return core.fori_loop(0, count, lambda index, carry: step(carry, index), init)

@@ -64,6 +64,8 @@ def scan(
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise core.bad_value("scan.scan", "chunk", chunk, "a number of steps, 1 or more")
     init = varying(jax.tree.map(jnp.asarray, init), xs, mask)
+    if steps:
+        init = core.typed_carry(lambda state: step(state, jax.tree.map(lambda x: x[0], xs))[0], init)
 
     if remat and chunk is None:
         chunk = max(1, math.isqrt(steps))

@@ -100,20 +100,13 @@ def varying(tree: Any, *like: Any, axis_name: str | None = None) -> Any:
     A loop's carry must have one type throughout, and what is made inside `shard_map` varies over no axis.
     """
     axes = frozenset() if axis_name is None else frozenset({axis_name})
-    axes = axes.union(*[_varies_over(leaf) for leaf in jax.tree.leaves(like)])
+    axes = axes.union(*[core.varies_over(leaf) for leaf in jax.tree.leaves(like)])
 
     def one(x: Any) -> jax.Array:
-        missing = tuple(sorted(axes - _varies_over(x)))
+        missing = tuple(sorted(axes - core.varies_over(x)))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(one, tree)
-
-
-def _varies_over(x: Any) -> frozenset[str]:
-    """The mesh axes over which an array inside `shard_map` is typed as varying."""
-    kind = jax.typeof(x)
-    manual = getattr(kind, "manual_axis_type", None)  # `vma` in earlier versions of JAX
-    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
 
 
 def neighbour(tree: Any, ahead: bool, axis_name: str) -> Any:

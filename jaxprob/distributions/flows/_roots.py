@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprob import core
+
 
 def increasing_root(function: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
     """Where an increasing elementwise function is zero; derivatives are those of the implicit function theorem.
@@ -51,7 +53,7 @@ def increasing_root(function: Callable[[jax.Array], jax.Array], low: jax.Array, 
         def going(state: Any) -> jax.Array:
             return (state[0] < 4 * limits.nmant) & ~jnp.all(state[-1])
 
-        return lax.while_loop(going, step, (jnp.int32(0), low, high, start, high - low, jnp.isnan(start)))[3]
+        return core.while_loop(going, step, (jnp.int32(0), low, high, start, high - low, jnp.isnan(start)))[3]
 
     start = low + 0.5 * (high - low)
     return lax.custom_root(function, start, solve, lambda slope, y: y / slope(jnp.ones_like(y)))

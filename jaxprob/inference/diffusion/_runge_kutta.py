@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxprob import scan
+from jaxprob import core, scan
 
 Slope = Callable[[jax.Array, Any], Any]  # (time, y) -> dy/dtime
 
@@ -130,5 +129,5 @@ def controlled_steps(
     start, end = jnp.asarray(start), jnp.asarray(end)
     tolerance = jnp.asarray(tolerance).astype(start.dtype)
     state = (start, y, slope(start, y), 0.01 * (end - start), jnp.ones_like(start), jnp.int32(0), jnp.bool_(False))
-    _, y, _, _, _, attempts, reached = lax.while_loop(going, attempt, state)
+    _, y, _, _, _, attempts, reached = core.while_loop(going, attempt, state)
     return Solution(y, reached, 1 + STAGES * attempts)

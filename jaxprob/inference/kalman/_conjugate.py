@@ -181,7 +181,7 @@ def _iterate(
             return (carry[2] > tolerance) & (carry[3] < most)
 
         begin: Any = (start, sites_at(start), jnp.full((), jnp.inf, dtype), 0)
-        path, _, _, count = lax.while_loop(going, body, begin)
+        path, _, _, count = core.while_loop(going, body, begin)
         return path, count.astype(dtype)
 
     steps, _, moments, found = nonlinear.run(how.function, model, ys, seen, Laplace(), 1)

@@ -74,6 +74,6 @@ def _krylov(function: Callable[[Any], Any], value: Any) -> Any:
 
     basis = jnp.zeros((most + 1, b.shape[0]), dtype).at[0].set(b / jnp.where(size > 0, size, 1))
     start = (basis, unused, jnp.zeros((most,), dtype), size, 0)
-    basis, _, weights, left, _ = lax.while_loop(going, step, start)
+    basis, _, weights, left, _ = core.while_loop(going, step, start)
     solved = left <= 10 * tolerance * size
     return unravel(jnp.where(solved, core.matvec(basis[:-1].T, weights), jnp.nan))

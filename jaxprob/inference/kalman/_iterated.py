@@ -215,7 +215,7 @@ def _search(
             enough = here + 1e-4 * size * jnp.minimum(slope, 0) + 8 * eps * jnp.abs(here)
             return ~(cost(path.mean + size * move) <= enough) & (halvings < HALVINGS)
 
-        size, _ = lax.while_loop(too_far, lambda c: (0.5 * c[0], c[1] + 1), (jnp.ones((), dtype), 0))
+        size, _ = core.while_loop(too_far, lambda c: (0.5 * c[0], c[1] + 1), (jnp.ones((), dtype), 0))
         return Path(path.mean + size * move, None), change, state
 
     def damped(path: Path, state: Any) -> tuple[Path, jax.Array, Any]:
@@ -249,7 +249,7 @@ def _search(
         return path, state, change, count + 1
 
     begin: Any = (start, state, jnp.full((), jnp.inf, dtype), 0)
-    path, _, _, count = lax.while_loop(going, body, begin)
+    path, _, _, count = core.while_loop(going, body, begin)
     # As a number that derivatives can pass by.
     return path, count.astype(dtype)
 

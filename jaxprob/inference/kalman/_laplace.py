@@ -82,12 +82,12 @@ def _newton(height: Callable[[jax.Array], jax.Array], still: Callable[..., jax.A
             size, halvings = carry
             return ~(height(u + size * move) >= least) & (halvings < HALVINGS)
 
-        size, _ = lax.while_loop(too_long, lambda c: (0.5 * c[0], c[1] + 1), (jnp.ones_like(squared), 0))
+        size, _ = core.while_loop(too_long, lambda c: (0.5 * c[0], c[1] + 1), (jnp.ones_like(squared), 0))
         return u + size * move, jnp.where(still(u, move), 0, squared), count + 1
 
     def going(carry: Any) -> jax.Array:
         return (carry[1] > eps) & (carry[2] < STEPS)
 
-    mode, squared, _ = lax.while_loop(going, step, (start, jnp.full((), jnp.inf, start.dtype), 0))
+    mode, squared, _ = core.while_loop(going, step, (start, jnp.full((), jnp.inf, start.dtype), 0))
     # The last step was taken from within the square root of eps of the mode, and Newton doubles the digits.
     return jnp.where(squared <= eps, mode, jnp.nan)

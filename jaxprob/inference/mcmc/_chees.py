@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
@@ -234,7 +233,7 @@ def _trajectory_warmup(
             *(move.chosen.position, move.chosen.gradient),
         )
         tuning = shared.transitions < shared.num_steps
-        shared = lax.cond(tuning, tune, lambda shared, mine: shared, shared, mine)
+        shared = core.cond(tuning, tune, lambda shared, mine: shared, shared, mine)
         return core.Shared(WarmupChain(move.state), shared), move.info
 
     def tune(shared: TrajectoryShared, mine: tuple[jax.Array, ...]) -> TrajectoryShared:
@@ -272,10 +271,10 @@ def _trajectory_warmup(
             mean=mean,
             direction=direction,
         )
-        shared = lax.cond(shared.windows > 0, climb, follow, shared, slopes, weights)
+        shared = core.cond(shared.windows > 0, climb, follow, shared, slopes, weights)
         due = (transitions == shared.window_end) & (transitions <= shared.last_end)
-        shared = lax.cond(due, close, lambda shared: shared, shared)
-        return lax.cond(transitions == shared.num_steps, settle, lambda shared: shared, shared)
+        shared = core.cond(due, close, lambda shared: shared, shared)
+        return core.cond(transitions == shared.num_steps, settle, lambda shared: shared, shared)
 
     def follow(shared: TrajectoryShared, slopes: jax.Array, weights: jax.Array) -> TrajectoryShared:
         """Trajectories of one step, until there is a metric."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprob import core
 
@@ -88,7 +87,7 @@ def mixture(kernels: Sequence[core.Algorithm], probabilities: Any) -> core.Algor
 
         # Under vmap a switch selects among what the branches are given, which counts as using a key.
         data = jax.random.key_data(core.fold(key, 1))
-        state, info = lax.switch(picked, [partial(branch, kernel) for kernel in kernels], data, state)
+        state, info = core.switch(picked, [partial(branch, kernel) for kernel in kernels], data, state)
         return state, MixtureInfo(picked.astype(jnp.int32), info)
 
     return core.Algorithm(init, step)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
@@ -154,7 +153,7 @@ def _corrected(name: str, log_density: core.LogDensity, kernel: core.Algorithm, 
         position = core.position_of(new)
         moved = _differ(position, core.position_of(old))
         dtype = state.log_density.dtype
-        value = lax.cond(moved, lambda x: evaluate(x).astype(dtype), lambda x: state.log_density, position)
+        value = core.cond(moved, lambda x: evaluate(x).astype(dtype), lambda x: state.log_density, position)
         ratio = old.log_density - new.log_density
         chosen, info = metropolis.accept(core.fold(key, 1), state, SurrogateState(value, new), ratio)
         rate = jnp.where(moved, info.acceptance_rate, 0)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -164,7 +163,7 @@ def _ensemble(name: str, log_density: core.LogDensity, move: Move, fewest: int) 
 
         halves = [jax.tree.map(lambda x, k=k: x[k * half : (k + 1) * half], MetropolisState(*state)) for k in (0, 1)]
         # A loop of two, so that the density stands in the program once.
-        first, second, rate = lax.fori_loop(0, 2, turn, (*halves, jnp.zeros((), state.log_density.dtype)))
+        first, second, rate = core.fori_loop(0, 2, turn, (*halves, jnp.zeros((), state.log_density.dtype)))
         new = EnsembleState(*jax.tree.map(lambda x, y: jnp.concatenate([x, y]), first, second))
         return new, EnsembleInfo(rate, jnp.mean(new.log_density))
 

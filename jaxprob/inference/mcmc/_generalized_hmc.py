@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -108,7 +107,7 @@ def generalized_hmc(
             level = core.random.uniform(core.fold(key, 1), (), flat.dtype, -1, 1)
         else:
             level = jnp.mod(state.slice + drift.astype(flat.dtype) + 1, 2) - 1
-        last = lax.fori_loop(
+        last = core.fori_loop(
             0, num_integration_steps, lambda _, point: hamiltonian.leapfrog(flat, scale, point, size), first
         )
         weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))

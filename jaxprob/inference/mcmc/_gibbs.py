@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core, scan
 
@@ -158,7 +157,7 @@ def gibbs(log_density: core.LogDensity, blocks: Mapping[Names, Update], *, order
         def one(carry: tuple[GibbsState, Any], index: jax.Array) -> tuple[GibbsState, Any]:
             # Under vmap a switch selects among what the branches are given, which counts as using a key.
             data = jax.random.key_data(core.fold(key, index))
-            return lax.switch(chosen[index], [partial(branch, names) for names in updates], data, carry)
+            return core.switch(chosen[index], [partial(branch, names) for names in updates], data, carry)
 
         chosen = core.random.permutation(core.fold(key, len(updates)), len(updates))
         nothing = jax.tree.map(lambda info: jnp.zeros(info.shape, info.dtype), shapes)

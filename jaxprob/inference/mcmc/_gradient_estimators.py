@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._log_density import as_log_density
@@ -211,4 +210,4 @@ def _draw(key: core.Key, rows: int, batch_size: int, replace: bool) -> jax.Array
         taken = jnp.any(chosen == proposals[index])
         return chosen.at[index].set(jnp.where(taken, last[index], proposals[index]))
 
-    return lax.fori_loop(0, batch_size, choose, jnp.full((batch_size,), -1, jnp.int32))
+    return core.fori_loop(0, batch_size, choose, jnp.full((batch_size,), -1, jnp.int32))

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -128,7 +127,7 @@ Outcome = tuple[Point, jax.Array, jax.Array, jax.Array]  # the new point, its en
 
 def _go_to_the_end(key: core.Key, first: Point, number: Any, leapfrog: Callable[[Point, Any], Point]) -> Outcome:
     """The end of the trajectory, accepted or rejected."""
-    last = lax.fori_loop(0, number, lambda _, point: leapfrog(point, 1), first)
+    last = core.fori_loop(0, number, lambda _, point: leapfrog(point, 1), first)
     weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
     accepted = core.random.uniform(key, (), weight.dtype) < jnp.exp(weight)
     chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)
@@ -153,5 +152,5 @@ def _choose_from_all(key: core.Key, first: Point, number: Any, leapfrog: Callabl
 
     zero = jnp.zeros_like(initial)
     carry = (first, first, zero, zero, jnp.zeros((), bool))
-    _, chosen, _, rates, diverged = lax.fori_loop(0, number, leaf, carry)
+    _, chosen, _, rates, diverged = core.fori_loop(0, number, leaf, carry)
     return chosen, hamiltonian.energy(chosen), rates / jnp.asarray(number, initial.dtype), diverged

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._hamiltonian import ROUNDING, Flat, Point
@@ -167,5 +166,5 @@ def _fixed_point(
 
     # Made from what differs between chains, so that `vmap` and `shard_map` see a carry of one kind.
     no = (start[0] == start[0]) & False
-    value, converged, _ = lax.while_loop(unfinished, iterate, (start, no, no.astype(jnp.int32)))
+    value, converged, _ = core.while_loop(unfinished, iterate, (start, no, no.astype(jnp.int32)))
     return value, converged

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 
@@ -108,14 +107,14 @@ def interleave(
         under_way = loop.steps < total
         waiting = jnp.sum(loop.finished & under_way)
         due = waiting * IDLE >= jnp.sum(under_way)
-        return lax.cond(due, turn, lambda same: same, loop)
+        return core.cond(due, turn, lambda same: same, loop)
 
     steps = jnp.zeros((chains,), jnp.int32)
     work = begin(steps, states)
     shape = jax.eval_shape(jax.vmap(row_of), work)[1]
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), shape)
     loop = _Loop(work, jnp.zeros((chains,), bool), states, steps, rows)
-    loop = lax.while_loop(lambda loop: jnp.any(loop.steps < total), body, loop)
+    loop = core.while_loop(lambda loop: jnp.any(loop.steps < total), body, loop)
     return loop.states, loop.rows
 
 

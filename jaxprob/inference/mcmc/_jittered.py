@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxprob import core
@@ -119,7 +118,7 @@ def transition(
         moved = hamiltonian.leapfrog(flat, scale, point, size)
         return done + 1, jax.tree.map(lambda new, old: jnp.where(done < number, new, old), moved, point)
 
-    _, last = lax.while_loop(lambda loop: loop[0] < most, further, (jnp.int32(0), first))
+    _, last = core.while_loop(lambda loop: loop[0] < most, further, (jnp.int32(0), first))
     weight, rate, diverging = hamiltonian.compare(hamiltonian.energy(first), hamiltonian.energy(last))
     accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
     chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -110,7 +109,7 @@ def elliptical_slice(log_likelihood: core.LogDensity, mean: Any, covariance: Any
         begin = _Arc(
             first, first - 2 * math.pi, first, state.position, state.log_density, jnp.int32(0), jnp.zeros((), bool)
         )
-        last = lax.while_loop(lambda arc: ~arc.found & (arc.evaluations < MISSES), turn, begin)
+        last = core.while_loop(lambda arc: ~arc.found & (arc.evaluations < MISSES), turn, begin)
         found = MetropolisState(last.position, last.log_density)
         state = jax.tree.map(lambda new, old: jnp.where(last.found, new, old), found, state)
         return state, SliceInfo(last.evaluations, state.log_density)

@@ -113,7 +113,7 @@ Compiled = dict[Any, Callable[..., Any]]  # by shapes: leaves of (arrays, positi
 def _evaluate(compiled: Compiled, call: Callable[[list[Any], Any], Any], arrays: list[Any], position: Any) -> Any:
     """The value and gradient of `position -> call(arrays, position)`, traced if shapes like these were not seen yet."""
     leaves, structure = jax.tree.flatten((arrays, position))
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in map(jax.typeof, leaves))
+    shapes = tuple(map(core.shape_of, leaves))
     # A mesh may be read by the user's sharding constraints, and the precision by any matrix product.
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     around = jax.sharding.get_abstract_mesh(), precision, jax.dtypes.canonicalize_dtype(np.float64)

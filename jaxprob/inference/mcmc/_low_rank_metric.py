@@ -150,7 +150,7 @@ def low_rank(window: Rows, old: LowRankMetric, cutoff: float = CUTOFF) -> LowRan
     # Any basis but an orthogonal one.
     any_basis = np.random.default_rng(0).normal(size=(size, min(2 * rank, rows, size)))
     basis = jnp.asarray(any_basis, draws.dtype)
-    return lax.fori_loop(0, SWEEPS if rank else 1, sweep, (old, basis))[0]
+    return core.fori_loop(0, SWEEPS if rank else 1, sweep, (old, basis))[0]
 
 
 def _principal(rows: jax.Array, basis: jax.Array) -> jax.Array:

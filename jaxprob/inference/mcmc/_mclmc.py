@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -219,7 +218,7 @@ def adjusted_mclmc(
             return point, kinetic + more
 
         start = first, jnp.zeros((), flat.dtype)
-        last, kinetic = lax.fori_loop(0, low if low == high else number, further, start)
+        last, kinetic = core.fori_loop(0, low if low == high else number, further, start)
         gain, rate, diverging = hamiltonian.compare(-first.log_density, kinetic - last.log_density)
         accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(gain)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)

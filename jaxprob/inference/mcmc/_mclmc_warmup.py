@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -174,7 +173,7 @@ def mclmc_warmup(
         chain, shared = state
         new, info = build(shared).step(key, chain.kernel)
         tuning = shared.transitions < shared.schedule.num_steps
-        shared = lax.cond(tuning, tune, lambda shared, kernel, change: shared, shared, new, info.energy_change)
+        shared = core.cond(tuning, tune, lambda shared, kernel, change: shared, shared, new, info.energy_change)
         return core.Shared(WarmupChain(new), shared), info
 
     def tune(shared: MCLMCShared, kernel: Any, change: jax.Array) -> MCLMCShared:
@@ -186,8 +185,8 @@ def mclmc_warmup(
         step_size, weight = _resize(shared.step_size, shared.weight, gather(errors, axes))
         shared = shared._replace(transitions=transitions, step_size=step_size, weight=weight)
         inside = (transitions > plan.start) & (transitions <= plan.stop)
-        shared = lax.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
-        return lax.cond(inside & (transitions == shared.window_end), close, lambda shared: shared, shared)
+        shared = core.cond(inside, remember, lambda shared, kernel: shared, shared, kernel)
+        return core.cond(inside & (transitions == shared.window_end), close, lambda shared: shared, shared)
 
     def remember(shared: MCLMCShared, kernel: Any) -> MCLMCShared:
         mine = [hamiltonian.to_vector(tree)[0] for tree in (kernel.position, kernel.log_density_gradient)]

@@ -120,7 +120,7 @@ def meads(
     def step(key: core.Key, state: core.Shared) -> tuple[core.Shared, HMCInfo]:
         chain, shared = state
         unfinished = shared.transitions < shared.num_steps
-        tuning, shared = lax.cond(
+        tuning, shared = core.cond(
             unfinished, learn, lambda shared, kernel: (shared.tuning, shared), shared, chain.kernel
         )
         new, info = _build(target, tuning).step(core.as_key(key, "meads"), chain.kernel)

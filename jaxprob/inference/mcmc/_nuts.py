@@ -257,7 +257,7 @@ def transitions(
         return State(flat.unravel(last.tree.position), last.tree.log_density, flat.unravel(last.tree.gradient)), info
 
     def step(key: core.Key, state: State) -> tuple[State, NUTSInfo]:
-        return end(lax.while_loop(lambda work: any_active(work.trajectory.active), move, begin(key, state)))
+        return end(core.while_loop(lambda work: any_active(work.trajectory.active), move, begin(key, state)))
 
     return core.Interruptible(init, step, begin, move, finished, end)
 
@@ -285,7 +285,7 @@ def _leaf_uniform(draws: _Draws, leaf: jax.Array) -> jax.Array:
         words = jax.random.key_data(core.fold(key, leaf))
         return ((words[0] ^ words[-1]) >> 8).astype(draws.leaves.dtype) * 2.0**-24
 
-    return lax.cond(leaf < EARLY, lambda leaf: row(draws.leaves, leaf), late, leaf)
+    return core.cond(leaf < EARLY, lambda leaf: row(draws.leaves, leaf), late, leaf)
 
 
 def start_trajectory(leaf: Leaf, levels: int) -> _Trajectory:
@@ -375,7 +375,7 @@ def add_leaf(
     node = _Span(motion, motion, motion)
     # The first level that turned, or -1 for a divergence, or `levels` for neither.
     never = jnp.where(diverging | broken, jnp.int32(-1), jnp.int32(levels))
-    level, node, turned = lax.while_loop(waits, merge, (jnp.int32(0), node, never))
+    level, node, turned = core.while_loop(waits, merge, (jnp.int32(0), node, never))
 
     # The last merge of a doubling joins subtree and tree, unless the subtree turned or diverged: then it is
     # rejected whole. Between trees the choice is biased to the newer one.

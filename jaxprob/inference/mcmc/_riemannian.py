@@ -126,7 +126,7 @@ def riemannian_hmc(
             # After a step that is none the energy is infinite, and there is no further one.
             return carry[0] + 1, *_integrate(manifold, carry[1].point, size)
 
-        taken, last, converged = lax.while_loop(unfinished, integrate, (jnp.int32(0), first, jnp.bool_(True)))
+        taken, last, converged = core.while_loop(unfinished, integrate, (jnp.int32(0), first, jnp.bool_(True)))
         weight, rate, diverging = hamiltonian.compare(first.energy, last.energy)
         accepted = core.random.uniform(uniform_key, (), flat.dtype) < jnp.exp(weight)
         chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), last, first)

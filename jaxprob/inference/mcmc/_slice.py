@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _hamiltonian as hamiltonian
@@ -236,7 +235,7 @@ def _sweep(
         return jax.tree.map(lambda new, old: jnp.where(hit | given_up, new, old), following, lap)
 
     zero = jnp.int32(0)
-    last = lax.while_loop(lambda lap: lap.line < lines, turn, begin(zero, vector, state.log_density, zero))
+    last = core.while_loop(lambda lap: lap.line < lines, turn, begin(zero, vector, state.log_density, zero))
     return MetropolisState(unravel(last.position), last.log_density), SliceInfo(last.evaluations, last.log_density)
 
 

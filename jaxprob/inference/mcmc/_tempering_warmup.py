@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _dual_averaging as dual_averaging
@@ -158,7 +157,7 @@ def tempering_warmup(
             kernel, parts, shared.inverse_temperatures, shared.step_sizes, core.fold(key, 0), chain.kernel
         )
         tuning = shared.transitions < shared.num_steps
-        tuned = lax.cond(tuning, tune, lambda shared, swaps, rates: shared, shared, new.swaps, new.rates)
+        tuned = core.cond(tuning, tune, lambda shared, swaps, rates: shared, shared, new.swaps, new.rates)
         spaced = tuning & (tuned.transitions == shared.round_end) & (tuned.transitions <= shared.last_end)
 
         def again(kernel_state: Any, key_data: jax.Array) -> Any:
@@ -167,7 +166,7 @@ def tempering_warmup(
             return tempering.restart(kernel, parts, tuned.inverse_temperatures, tuned.step_sizes, positions, key_again)
 
         data = jax.random.key_data(core.fold(key, 1))
-        moved = lax.cond(spaced, again, lambda same, data: same, new.state, data)
+        moved = core.cond(spaced, again, lambda same, data: same, new.state, data)
         return core.Shared(WarmupChain(moved), tuned), new.info
 
     def tune(shared: Ladder, swaps: jax.Array, rates: jax.Array) -> Ladder:
@@ -185,7 +184,7 @@ def tempering_warmup(
             step_sizes = jnp.exp(jnp.where(done, averaging.log_average, averaging.log_step))
             shared = shared._replace(averaging=averaging, step_sizes=step_sizes)
         due = (transitions == shared.round_end) & (transitions <= shared.last_end)
-        return lax.cond(due, space, lambda shared: shared, shared)
+        return core.cond(due, space, lambda shared: shared, shared)
 
     def finish(state: core.Shared) -> core.Algorithm:
         shared = state.shared

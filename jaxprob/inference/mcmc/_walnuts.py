@@ -255,6 +255,6 @@ def walnuts(
         return State(flat.unravel(last.tree.position), last.tree.log_density, flat.unravel(last.tree.gradient)), info
 
     def step(key: core.Key, state: State) -> tuple[State, WALNUTSInfo]:
-        return end(lax.while_loop(lambda work: nuts.any_active(work.trajectory.active), move, begin(key, state)))
+        return end(core.while_loop(lambda work: nuts.any_active(work.trajectory.active), move, begin(key, state)))
 
     return core.Interruptible(init, step, begin, move, finished, end)

@@ -287,7 +287,7 @@ def warmup(
             away = chain.kernel.log_density < shared.best - spread_of(core.size(chain.position))
             more["descend"] = tuning & (2 * shared.transitions <= shared.schedule.stop) & away
         new, info = build(shared.step_size, shared.metric, **more).step(key, chain.kernel)
-        new, shared = lax.cond(
+        new, shared = core.cond(
             tuning, tune, lambda kernel, shared, _: (kernel, shared), new, shared, info.acceptance_rate
         )
         return core.Shared(WarmupChain(new), shared), info
@@ -304,8 +304,8 @@ def warmup(
         poor = shared.poor + jnp.where(settled > 0, (poor - shared.poor) / jnp.maximum(settled, 1), 0)
         shared = shared._replace(transitions=transitions, poor=poor, averaging=averaging, step_size=jnp.exp(log_step))
         inside = (transitions > plan.start) & (transitions <= plan.stop)
-        kernel, shared = lax.cond(inside, remember, lambda *same: same, kernel, shared)
-        return kernel, lax.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
+        kernel, shared = core.cond(inside, remember, lambda *same: same, kernel, shared)
+        return kernel, core.cond(inside & (transitions == shared.window_end), learn, lambda shared: shared, shared)
 
     def remember(kernel: Any, shared: WarmupShared) -> tuple[Any, WarmupShared]:
         dtype = shared.step_size.dtype
@@ -336,7 +336,7 @@ def warmup(
         # A window in which the chains were still on their way goes on a little.
         longer = shared.transitions + shared.schedule.window
         few = (shared.window.number < metric_estimation.FEWEST) & (longer <= shared.schedule.stop)
-        return lax.cond(few, lambda shared: shared._replace(window_end=longer), close, shared)
+        return core.cond(few, lambda shared: shared._replace(window_end=longer), close, shared)
 
     def close(shared: WarmupShared) -> WarmupShared:
         step_size = jnp.exp(shared.averaging.log_average)

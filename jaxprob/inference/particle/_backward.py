@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.smc import FeynmanKac
@@ -135,7 +134,7 @@ def rejection(log_bound: Callable[..., Any], tries: int) -> Back:
         none = jnp.zeros((number,), jnp.int32), jnp.zeros((number,), bool)
         start = jnp.int32(0), *none, jnp.int32(0), jnp.zeros((), bool)
         open_ = lambda carry: (carry[0] < tries) & ~jnp.all(carry[2])  # noqa: E731
-        _, index, done, proposed, exceeded = lax.while_loop(open_, attempt, start)
+        _, index, done, proposed, exceeded = core.while_loop(open_, attempt, start)
         accepted = jnp.sum(done, dtype=jnp.int32)
 
         def finish(carry: Any) -> Any:
@@ -144,7 +143,7 @@ def rejection(log_bound: Callable[..., Any], tries: int) -> Back:
             logits = log_probabilities(model, link, take(targets, draw))
             return index.at[draw].set(one_of(core.fold(for_rest, draw), logits)), done.at[draw].set(True)
 
-        index, _ = lax.while_loop(lambda carry: ~jnp.all(carry[1]), finish, (index, done))
+        index, _ = core.while_loop(lambda carry: ~jnp.all(carry[1]), finish, (index, done))
         rate = accepted.astype(dtype) / jnp.maximum(proposed, 1).astype(dtype)
         return index, BackwardInfo(rate, number - accepted, exceeded)
 
@@ -167,7 +166,7 @@ def markov(steps: int) -> Back:
             return index, value, accepted + jnp.sum(goes, dtype=jnp.int32)
 
         start = ancestors, log_kernels(model, link, ancestors, targets), jnp.int32(0)
-        index, _, accepted = lax.fori_loop(0, steps, lambda step, carry: move(carry, step), start)
+        index, _, accepted = core.fori_loop(0, steps, lambda step, carry: move(carry, step), start)
         rate = accepted.astype(dtype) / (steps * number)
         return index, BackwardInfo(rate, jnp.int32(0), jnp.zeros((), bool))
 

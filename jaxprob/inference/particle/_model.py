@@ -286,7 +286,7 @@ def _ratio(target: Distribution, proposed: Distribution, state: jax.Array, like:
 
 def by(proposal: Any, datum: Datum, proposed: Callable[[], Any], own: Callable[[], Any]) -> Any:
     """By the proposal where it can be made from what is seen, else by the laws of the model."""
-    return proposed() if proposal.takes_missing else lax.cond(jnp.all(datum.seen), proposed, own)
+    return proposed() if proposal.takes_missing else core.cond(jnp.all(datum.seen), proposed, own)
 
 
 def _log_kernel(laws: Laws, previous: Any, state: jax.Array, time: Any, datum: Datum) -> jax.Array:

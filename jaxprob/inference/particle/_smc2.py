@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.inference import smc
@@ -221,7 +220,7 @@ def smc2(
         low = (ess < threshold.astype(ess.dtype) * number) & jnp.isfinite(increment)
         # As numbers: where steps are mapped, a choice between branches copies what they get, and a key must not be.
         numbers, impl = jax.random.key_data(core.fold(key, 1)), jax.random.key_impl(key)
-        state, rate = lax.cond(
+        state, rate = core.cond(
             low,
             lambda numbers, state: move(jax.random.wrap_key_data(numbers, impl=impl), state),
             lambda numbers, state: (state, jnp.zeros((), ess.dtype)),

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc import _metropolis as metropolis
@@ -260,7 +259,7 @@ def data_tempered(
             def keep() -> _Stage:
                 return stage._replace(population=population, beta=beta, variance=variance)
 
-            return lax.cond(due, rejuvenate, keep)
+            return core.cond(due, rejuvenate, keep)
 
         gains = gains_of(state.position)
         effective = effective_size(multiplied(state.population.log_weights, gains)) / number
@@ -279,7 +278,7 @@ def data_tempered(
             num_moves=jnp.int32(0),
             correlation=unknown,
         )
-        end = lax.while_loop(lambda stage: stage.beta < 1, go, start)
+        end = core.while_loop(lambda stage: stage.beta < 1, go, start)
         new = DataTemperedState(
             population=end.population,
             log_evidence_variance=end.variance,

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core, scan
 from jaxprob.inference.mcmc import _metropolis as metropolis
@@ -280,7 +279,7 @@ def go(
     one = jnp.ones_like(step_size)
     never = jnp.int32(move.number)
     start = jnp.int32(0), states, step_size, jnp.zeros_like(step_size), one, one, never
-    time, states, step_size, total, correlation, *_ = lax.while_loop(going, once, start)
+    time, states, step_size, total, correlation, *_ = core.while_loop(going, once, start)
     return Moved(core.position_of(states), step_size, total / time.astype(total.dtype), time, correlation)
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.smc._population import Population, total_mass
@@ -130,7 +129,7 @@ class Adaptive:
             return _equal(population, ancestors), ancestors
 
         least = jnp.asarray(self.threshold).astype(population.log_weights.dtype) * number
-        return Resampled(*lax.cond(effective < least, draw, keep))
+        return Resampled(*core.cond(effective < least, draw, keep))
 
 
 @core.pytree

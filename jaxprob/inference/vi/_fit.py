@@ -206,7 +206,7 @@ def _step(
     )
     info = AscentInfo(bound, norm, finite, state.rate)
     full = finite & (counted >= jnp.left_shift(window, state.cuts))
-    return jax.lax.cond(full, lambda s: _turn(cuts, factor, s), lambda s: s, state), info
+    return core.cond(full, lambda s: _turn(cuts, factor, s), lambda s: s, state), info
 
 
 def _turn(cuts: int, factor: float, state: AscentState) -> AscentState:

@@ -162,7 +162,7 @@ def _newton(flat: Flat, walk: lbfgs.Walk, hessian: str) -> _Newton:
         return chosen._replace(iterations=new.iterations, active=newton.active & active)
 
     first = look(walk.position, walk.log_density, walk.gradient, jnp.int32(0))
-    return lax.while_loop(lambda newton: newton.active, step, first)
+    return core.while_loop(lambda newton: newton.active, step, first)
 
 
 def _product_with_hessian(flat: Flat, position: jax.Array, direction: jax.Array) -> jax.Array:
@@ -200,7 +200,7 @@ def _factorise(precision: jax.Array) -> tuple[Metric, jax.Array]:
     scaled = precision / (jnp.expand_dims(scale, 1) * jnp.expand_dims(scale, 0))
     root = _inverse_root(scaled)
     positive = finite & jnp.all(jnp.isfinite(root))
-    root = lax.cond(positive, lambda: root, lambda: _inverse_root(_positive(scaled)))
+    root = core.cond(positive, lambda: root, lambda: _inverse_root(_positive(scaled)))
     return Metric(root / jnp.expand_dims(scale, 1)), positive
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._hamiltonian import Flat
@@ -143,7 +142,7 @@ def advance(flat: Flat, walk: Walk, max_steps: Any, tolerance: Any) -> Walk:
 
 def maximise(flat: Flat, position: jax.Array, memory: int, max_steps: Any, tolerance: Any) -> Walk:
     """Walks until the gain is within the tolerance, nothing moves, or `max_steps` are done."""
-    return lax.while_loop(
+    return core.while_loop(
         lambda walk: walk.active,
         lambda walk: advance(flat, walk, max_steps, tolerance),
         start(flat, position, memory),
@@ -181,4 +180,4 @@ def _line_search(
     zero = jnp.zeros_like(slope)
     here = (walk.position, walk.log_density, walk.gradient)
     first = _Trial(zero, zero + jnp.inf, zero + 1, here, jnp.int32(0), ~walk.active)
-    return lax.while_loop(lambda trial: ~trial.done, attempt, first).best
+    return core.while_loop(lambda trial: ~trial.done, attempt, first).best

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._hamiltonian import Flat, flatten, to_vector
@@ -186,7 +185,7 @@ def _find_start(
         return bad & (carry[0] < STARTS)
 
     first = (jnp.int32(1), candidate(jnp.int32(0)))
-    return lax.while_loop(again, lambda carry: (carry[0] + 1, candidate(carry[0])), first)[1]
+    return core.while_loop(again, lambda carry: (carry[0] + 1, candidate(carry[0])), first)[1]
 
 
 def _follow(
@@ -204,7 +203,7 @@ def _follow(
 
     walk = lbfgs.start(flat, start, memory)
     path = _Path(walk, _Gaussian(walk.position, walk.metric), jnp.full_like(walk.gain, -jnp.inf))
-    return lax.while_loop(lambda path: path.walk.active, turn, path)
+    return core.while_loop(lambda path: path.walk.active, turn, path)
 
 
 def _elbo(flat: Flat, key: core.Key, gaussian: _Gaussian, number: int) -> jax.Array:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core
 from jaxprob.inference.mcmc._metric import Metric, product
@@ -102,4 +101,4 @@ def from_moves(variances: jax.Array, steps: jax.Array, changes: jax.Array) -> Qu
         sound = (curvature > 0) & (estimated > 0) & finite
         return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, metric)
 
-    return lax.fori_loop(0, steps.shape[0], update, from_diagonal(variances, steps.shape[0]))
+    return core.fori_loop(0, steps.shape[0], update, from_diagonal(variances, steps.shape[0]))

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxprob import core, scan
 
@@ -166,13 +165,13 @@ def _assigned(cost: jax.Array) -> jax.Array:
 
         nowhere = jnp.full((columns + 1,), jnp.inf, cost.dtype), jnp.full((columns + 1,), columns, jnp.int32)
         path = (jnp.int32(columns), *nowhere, jnp.zeros(columns + 1, bool), row_price, column_price)
-        end, _, before, _, row_price, column_price = lax.while_loop(going, grow, path)
+        end, _, before, _, row_price, column_price = core.while_loop(going, grow, path)
 
         def move(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             here, owner = state
             return before[here], owner.at[here].set(owner[before[here]])
 
-        _, owner = lax.while_loop(lambda state: state[0] != columns, move, (end, owner))
+        _, owner = core.while_loop(lambda state: state[0] != columns, move, (end, owner))
         return (row_price, column_price, owner), None
 
     start = jnp.zeros_like(cost[:, 0]), jnp.zeros_like(cost[0]), jnp.full((columns + 1,), free, jnp.int32)

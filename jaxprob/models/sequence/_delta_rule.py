@@ -129,7 +129,7 @@ def _forward_substitute(below: jax.Array, right: jax.Array) -> jax.Array:
         known = jnp.sum(jnp.expand_dims(diagonal[:, i], 2) * inverses, 1)
         return inverses.at[:, i].set(jnp.expand_dims(eye[i], 0) - known)
 
-    inverses = lax.fori_loop(0, block, row, jnp.zeros_like(diagonal))
+    inverses = core.fori_loop(0, block, row, jnp.zeros_like(diagonal))
     found = right[:0]
     for inverse, start in zip(inverses, starts, strict=True):
         rest = right[start : start + block] - core.matmul(below[start : start + block, :start], found)
