@@ -6,8 +6,9 @@ Adam of rate 0.01 and 20,000 steps of one draw, from its own start, on the same 
 |mean - reference| in reference standard deviations of 4,000 draws of the guide, as they are and with their smoothed
 importance weights, which k judges: where it is below 0.7 weighted means can be trusted. Those of draws as they are keep
 the bias of the family: mean field puts tau of the eight schools (not centred) 0.21 off, with 8 or 64 draws a step,
-and 0.04 by weights, at k = 0.52 of 100,000 draws. The time of a step is measured apart, with the same number of draws
-for both. Everything runs twice: the second time is the run, the difference to the first is compiling.
+and 0.04 by weights, at k = 0.52 of 100,000 draws. Pathfinder's own draws, resampled from all paths, are judged beside
+its guide, the Gaussian of the best path. The time of a step is measured apart, with the same number of draws for both.
+Everything runs twice: the second time is the run, the difference to the first is compiling.
 
     python benchmarks/vi.py [--models a,b] [--guides laplace,mean_field,...] [--peers] [--table]
 """
