@@ -29,9 +29,13 @@ def linear(x, prior_scale, noise):
     yield "y", Normal(jnp.matmul(x, beta, precision="highest"), noise)
 
 
+def regression_design(rng):
+    return rng.normal(size=(30, 10)) * np.linspace(0.5, 2, 10)
+
+
 def regression_10():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 10)) * np.linspace(0.5, 2, 10)
+    x = regression_design(rng)
     y = x @ rng.normal(size=10) + 0.5 * rng.normal(size=30)
     exact = stats.multivariate_normal(cov=x @ x.T + 0.25 * np.eye(30)).logpdf(y)
     return linear(jnp.asarray(x, jnp.float32), 1.0, 0.5).condition(y=y.astype(np.float32)), exact

@@ -40,8 +40,7 @@ SAMPLERS = {
 
 
 def exact_scales():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 10)) * np.linspace(0.5, 2, 10)
+    x = _tempered_smc.regression_design(np.random.default_rng(0))
     return np.sqrt(np.diag(np.linalg.inv(np.eye(10) + x.T @ x / 0.25)))
 
 

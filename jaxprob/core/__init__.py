@@ -43,6 +43,7 @@ from jaxprob.core._loops import shape_of as shape_of
 from jaxprob.core._loops import switch as switch
 from jaxprob.core._loops import typed_carry as typed_carry
 from jaxprob.core._loops import varies_over as varies_over
+from jaxprob.core._loops import varying as varying
 from jaxprob.core._loops import while_loop as while_loop
 from jaxprob.core._lyapunov import discrete_lyapunov as discrete_lyapunov
 from jaxprob.core._ordered import ordered_dot as ordered_dot

@@ -1,8 +1,8 @@
 """Loops and branches of JAX that need not be typed by hand inside `shard_map`.
 
 There JAX types every array by the mesh axes over which it varies, and a loop's carry must have one type throughout:
-zeros that a loop begins with vary over none, and what takes their place does. Outside of
-`shard_map`, and where it is told not to look (`check_vma=False`), these are those of `jax.lax`.
+zeros that a loop begins with vary over none, and what takes their place does. Outside of `shard_map`, and where it is
+told not to look (`check_vma=False`), these are those of `jax.lax`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def cond(predicate: Any, true: Callable[..., Any], false: Callable[..., Any], *o
     """`jax.lax.cond`.
 
     Inside `shard_map` both branches are computed, as under `vmap`: of a condition that is mapped there JAX makes a
-    choice between values, and refuses branches that type what they are given.
+    choice between values, and refuses branches that type what they are given. Where that would cost too much, and both
+    branches vary alike, take that of `jax.lax`.
 
     Args:
       predicate: bool, ().
@@ -102,7 +103,7 @@ def typed_carry(body: Callable[[Carry], Carry], init: Carry) -> Carry:
         # One of another structure is told of by the loop itself.
         if len(found) != len(leaves) or all(map(frozenset.issubset, found, map(varies_over, leaves))):
             return carry
-        carry = jax.tree.unflatten(structure, list(map(_over, leaves, found)))
+        carry = jax.tree.unflatten(structure, [_over(*pair) for pair in zip(leaves, found, strict=True)])
 
 
 def _are_typed() -> bool:
@@ -122,6 +123,16 @@ def _axes_of(function: Callable[..., Any], *operands: Any) -> list[frozenset[str
 
     jax.eval_shape(types, *operands)
     return found
+
+
+def varying(tree: Any, *like: Any, axis_name: str | None = None) -> Any:
+    """The same arrays, typed inside `shard_map` as varying over the mesh axes that the leaves of `like` vary over.
+
+    A loop's carry must have one type throughout, and what is made inside `shard_map` varies over no axis.
+    """
+    axes = frozenset() if axis_name is None else frozenset({axis_name})
+    axes = axes.union(*[varies_over(leaf) for leaf in jax.tree.leaves(like)])
+    return jax.tree.map(lambda x: _over(x, axes), tree)
 
 
 def _over(x: Any, axes: frozenset[str]) -> Any:

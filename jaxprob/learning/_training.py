@@ -115,7 +115,7 @@ def training(task: Task) -> Training:
 
         # Not `jnp.where` over the leaves: a loop could then not update them in place, and copied all of them (a third
         # more time a step for a small network).
-        state = core.cond(finite, move, lambda state: state, state)
+        state = lax.cond(finite, move, lambda state: state, state)
         return state, {"loss": value, "gradient_norm": norm, "finite": finite, **metrics}
 
     return Training(init, step)

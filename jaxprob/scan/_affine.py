@@ -20,7 +20,7 @@ from jaxprob import core
 from jaxprob.scan._decays import STRUCTURES, Complex, Exponential, as_array, as_logarithm, low_dtype
 from jaxprob.scan._methods import Choice, choose, chunk_length
 from jaxprob.scan._recurrence import adjoint_states, states_of
-from jaxprob.scan._time import is_first_device, last, pad, reset_mask, shift, unpad, varying, where
+from jaxprob.scan._time import is_first_device, last, pad, reset_mask, shift, unpad, where
 
 
 class Trajectory(NamedTuple):
@@ -213,7 +213,9 @@ def _affine(
 ) -> tuple[jax.Array, jax.Array]:
     structure = STRUCTURES[kind]
     # The unknowns are the start and the states. `solve` gets both as right-hand sides.
-    decay, start, increment = varying((decay, start, increment), decay, increment, start, reset, axis_name=axis_name)
+    decay, start, increment = core.varying(
+        (decay, start, increment), decay, increment, start, reset, axis_name=axis_name
+    )
 
     def before(start: jax.Array, states: jax.Array) -> jax.Array:
         previous = shift(states, start, reverse, axis_name)

@@ -19,7 +19,7 @@ from jaxprob import core
 from jaxprob.scan._affine import Trajectory
 from jaxprob.scan._functions import made_of
 from jaxprob.scan._methods import Choice, choose, chunk_length
-from jaxprob.scan._time import is_first_device, last, pad, reset_mask, take, time_length, unpad, varying, where
+from jaxprob.scan._time import is_first_device, last, pad, reset_mask, take, time_length, unpad, where
 from jaxprob.scan.monoids import Monoid, Resettable, with_resets
 
 Combine = Callable[[Any, Any], Any]
@@ -171,7 +171,7 @@ def _prefixes(
     reset: jax.Array | None,
 ) -> tuple[Any, Any]:
     combine = _checked(monoid.combine)
-    elements = varying(elements, elements, init, reset, axis_name=axis_name)
+    elements = core.varying(elements, elements, init, reset, axis_name=axis_name)
     if axis_name is None and method == "sequential":
         return _sequential(combine, monoid.identity, reverse, elements, init, reset)
     if init is not None:
@@ -184,7 +184,7 @@ def _prefixes(
     identity = monoid.identity
     if reset is not None:
         combine, identity = _restarting(combine, identity), None
-        elements = Resettable(varying(reset, elements), elements)
+        elements = Resettable(core.varying(reset, elements), elements)
     if method == "sequential":
         states, _ = _sequential(combine, identity, reverse, elements, None, None)
     elif method == "chunked":
@@ -213,7 +213,7 @@ def _sequential(
         (final, _), states = lax.scan(body, (first, None), (take(elements, rest), later), reverse=reverse)
         return _joined(first, states, reverse), final
     start = identity(last(elements, reverse)) if init is None else init
-    start = varying(start, elements)
+    start = core.varying(start, elements)
     (final, _), states = lax.scan(body, (start, None if init is None else start), (elements, reset), reverse=reverse)
     return states, final
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import core
-from jaxprob.scan._time import varying
 
 
 def cumulative_sum(values: jax.Array) -> jax.Array:
@@ -34,7 +33,7 @@ def _one_by_one(values: jax.Array) -> jax.Array:
         total = total + value
         return total, total
 
-    start = varying(jnp.zeros((), values.dtype), values)
+    start = core.varying(jnp.zeros((), values.dtype), values)
     # Filled up: what is left over would stand behind the loop, where XLA computes each value, and all it is made of, as
     # often as it is used; with random numbers among that it does not finish compiling.
     filled = jnp.pad(values, (0, -values.shape[0] % 4))

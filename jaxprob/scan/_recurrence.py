@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprob import core
 from jaxprob.scan._decays import Structure
-from jaxprob.scan._time import last, neighbour, pad, shift, unpad, varying, where
+from jaxprob.scan._time import last, neighbour, pad, shift, unpad, where
 
 
 def states_of(
@@ -32,7 +33,7 @@ def states_of(
         return _sequential(structure, reverse, decay, increment, start, reset, start)
     if method == "chunked" and axis_name is None:
         return _chunked(structure, chunk, reverse, decay, increment, start, reset, start)
-    decay = varying(jnp.broadcast_to(decay, (increment.shape[0], *decay.shape[1:])), increment)
+    decay = core.varying(jnp.broadcast_to(decay, (increment.shape[0], *decay.shape[1:])), increment)
     origin = start
     if axis_name is not None:
         start = _start_of_piece(structure, method, chunk, reverse, axis_name, decay, increment, start, reset)
@@ -68,7 +69,7 @@ def adjoint_states(
     if ended is not None and not constant:
         # Nothing flows back across a reset, not even zero times a decay that is not a number.
         later = where(ended, jnp.zeros_like(later), later)
-    zero = varying(jnp.zeros_like(cotangents[0]), cotangents)
+    zero = core.varying(jnp.zeros_like(cotangents[0]), cotangents)
     return states_of(structure, method, chunk, not reverse, axis_name, later, cotangents, zero, ended)
 
 
@@ -117,7 +118,7 @@ def _sequential_adjoint(
         flow = structure.pull(factor if constant is None else constant, here)
         return (flow if restart is None else jnp.where(restart, jnp.zeros_like(flow), flow)), here
 
-    zero = varying(jnp.zeros_like(cotangents[0]), decay, cotangents, reset)
+    zero = core.varying(jnp.zeros_like(cotangents[0]), decay, cotangents, reset)
     return lax.scan(step, zero, (decay if constant is None else None, cotangents, reset), reverse=not reverse)[1]
 
 
@@ -172,7 +173,7 @@ def _totals(
 
     nothing = (structure.keep(decay[0]), jnp.zeros_like(increment[0]), None if reset is None else reset[0] & False)
     xs = (decay if constant is None else None, increment, reset)
-    return lax.scan(step, varying(nothing, decay, increment, reset), xs, reverse=reverse)[0]
+    return lax.scan(step, core.varying(nothing, decay, increment, reset), xs, reverse=reverse)[0]
 
 
 def _starts(structure: Structure, reverse: bool, totals: Any, start: jax.Array) -> jax.Array:
@@ -182,7 +183,7 @@ def _starts(structure: Structure, reverse: bool, totals: Any, start: jax.Array) 
         after = structure.apply(total[0], state) + total[1]
         return (after if total[2] is None else where(total[2], total[1], after)), state
 
-    return lax.scan(step, varying(start, totals), totals, reverse=reverse)[1]
+    return lax.scan(step, core.varying(start, totals), totals, reverse=reverse)[1]
 
 
 def _chunked(
@@ -259,7 +260,7 @@ def _start_of_piece(
         )
         total = lax.scan(
             lambda total, piece: (_combine(structure, total, piece), None),
-            varying(nothing, pieces),
+            core.varying(nothing, pieces),
             pieces,
             reverse=reverse,
         )[0]

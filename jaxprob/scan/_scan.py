@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxprob import core
 from jaxprob.scan._functions import made_of
-from jaxprob.scan._time import reset_mask, take, time_length, varying, where
+from jaxprob.scan._time import reset_mask, take, time_length, where
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -63,7 +63,7 @@ def scan(
     mask = reset_mask("scan.scan", reset, steps)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise core.bad_value("scan.scan", "chunk", chunk, "a number of steps, 1 or more")
-    init = varying(jax.tree.map(jnp.asarray, init), xs, mask)
+    init = core.varying(jax.tree.map(jnp.asarray, init), xs, mask)
     if steps:
         init = core.typed_carry(lambda state: step(state, jax.tree.map(lambda x: x[0], xs))[0], init)
 
@@ -87,7 +87,7 @@ def _checked(step: Step) -> Step:
         like = jax.tree.map(lambda old, new: new if _is_weak(old) else old, state, after)
         core.check_same_structure("scan.scan", name, after, like)
         # A constant is typed as the same on every device, and the state it replaces may not be.
-        return jax.tree.map(varying, after, state), output
+        return jax.tree.map(core.varying, after, state), output
 
     return checked
 

@@ -94,21 +94,6 @@ def unpad(tree: Any, count: int, reverse: bool) -> Any:
     return tree if count == 0 else take(tree, slice(count, None) if reverse else slice(None, -count))
 
 
-def varying(tree: Any, *like: Any, axis_name: str | None = None) -> Any:
-    """The same arrays, typed inside `shard_map` as varying over the mesh axes that the leaves of `like` vary over.
-
-    A loop's carry must have one type throughout, and what is made inside `shard_map` varies over no axis.
-    """
-    axes = frozenset() if axis_name is None else frozenset({axis_name})
-    axes = axes.union(*[core.varies_over(leaf) for leaf in jax.tree.leaves(like)])
-
-    def one(x: Any) -> jax.Array:
-        missing = tuple(sorted(axes - core.varies_over(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(one, tree)
-
-
 def neighbour(tree: Any, ahead: bool, axis_name: str) -> Any:
     """The arrays of the device before this one in time (`ahead` false) or after it; zeros where there is none."""
     count = lax.axis_size(axis_name)

@@ -275,7 +275,7 @@ def _step_training(
         def anew(data: jax.Array) -> WeightedDraws:
             return sampler.draw(jax.random.wrap_key_data(data, impl=implementation), params, sampler.buffer)
 
-        buffer = core.cond(old, anew, lambda _: buffer, data)
+        buffer = jax.lax.cond(old, anew, lambda _: buffer, data)
     (value, metrics), gradient = jax.value_and_grad(sampler.loss, has_aux=True)(params, buffer, core.fold(key, 1))
     norm = core.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -285,7 +285,7 @@ def _step_training(
             updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, params)
             return optax.apply_updates(params, updates), optimizer_state
 
-    params, optimizer_state = core.cond(finite, move, lambda _: (params, state.optimizer_state), None)
+    params, optimizer_state = jax.lax.cond(finite, move, lambda _: (params, state.optimizer_state), None)
     info = SamplerTrainingInfo(loss=value, gradient_norm=norm, finite=finite, **metrics)
     return SamplerTrainingState(params, optimizer_state, buffer, state.steps + 1), info
 

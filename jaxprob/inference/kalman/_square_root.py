@@ -20,7 +20,6 @@ import numpy as np
 from jax import lax
 
 from jaxprob import core
-from jaxprob.scan._time import varying
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 UNROLLED = 8  # rows up to which loops are written out, and products spelled out: XLA fuses them into a few kernels
@@ -134,7 +133,7 @@ def _factorize(covariance: jax.Array, once: bool) -> jax.Array:
         along = jnp.where((pivot < -least) | (covariance[i, i] < 0), jnp.nan, along)
         return rest - jnp.expand_dims(along, 1) * jnp.expand_dims(along, 0), factor.at[:, i].set(along)
 
-    none = varying(jnp.zeros_like(covariance), covariance)
+    none = core.varying(jnp.zeros_like(covariance), covariance)
     return scale * loop(n, column, (covariance * inverse * inverse.T, none), once)[1]
 
 
@@ -188,7 +187,7 @@ def right_solve(factor: jax.Array, matrix: jax.Array, least: Any = 0, once: bool
         value = jnp.where(there, rest / jnp.where(there, pivot, 1), 0)
         return solution.at[:, i].set(value)
 
-    return loop(n, column, varying(jnp.zeros(matrix.shape, matrix.dtype), (factor, matrix)), once)
+    return loop(n, column, core.varying(jnp.zeros(matrix.shape, matrix.dtype), (factor, matrix)), once)
 
 
 class Moments(NamedTuple):

@@ -19,7 +19,6 @@ from jaxprob import core
 from jaxprob.inference import _missing as gaps
 from jaxprob.inference.kalman._square_root import Moments, product, square_root, triangularize
 from jaxprob.models.state_space import LinearGaussian
-from jaxprob.scan._time import varying as varying_as
 
 
 class Step(NamedTuple):
@@ -128,7 +127,7 @@ def prepare(model: LinearGaussian, ys: jax.Array, seen: jax.Array) -> Steps:
     )
     steps = Steps(_start(model, values), Step(*(c for c, _ in pairs)), Step(*(v for _, v in pairs)))
     # Inside `shard_map` series vary over devices and a model may not: cotangents have the type of what they belong to.
-    return varying_as(steps, steps)
+    return core.varying(steps, steps)
 
 
 def _start(model: LinearGaussian, values: jax.Array) -> Moments:

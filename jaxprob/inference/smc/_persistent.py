@@ -238,7 +238,7 @@ def persistent(
         # Once, in a loop of one round or none: with several chains a condition would compute it at every step.
         unknown = jnp.full((), jnp.nan, tilts.dtype)
         variance = scan.repeat(
-            lambda _, round_: _variance(tilts, betas, generation).astype(tilts.dtype),
+            lambda *_: _variance(tilts, betas, generation).astype(tilts.dtype),
             unknown,
             ((beta >= 1) & ~state.done).astype(jnp.int32),
         )

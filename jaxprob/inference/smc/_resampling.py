@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprob import core, scan
-from jaxprob.scan._time import varying
 
 Scheme: TypeAlias = Callable[[core.Key, jax.Array, int], jax.Array]
 
@@ -206,7 +205,7 @@ def independent(key: core.Key, share: jax.Array, num_draws: int) -> jax.Array:
         return jnp.where(beyond, first, jnp.minimum(middle + 1, last)), jnp.where(beyond, middle, last)
 
     last = jnp.max(jnp.where(share > 0, jnp.arange(share.shape[0], dtype=jnp.int32), 0))
-    bounds = varying((jnp.zeros_like(cells), jnp.broadcast_to(last, cells.shape)), high)
+    bounds = jnp.zeros_like(cells), jnp.broadcast_to(last, cells.shape)
     return scan.repeat(halve, bounds, share.shape[0].bit_length())[0]
 
 

@@ -104,7 +104,7 @@ class _Attention(Core):
             return self._attended(q, segment, keys[first:], values[first:], segments[first:], window)
 
         # With an empty cache nothing before this sequence need be looked at.
-        ys = attend(size) if time >= size else core.cond(state.count > 0, lambda: attend(size), lambda: attend(time))
+        ys = attend(size) if time >= size else lax.cond(state.count > 0, lambda: attend(size), lambda: attend(time))
 
         since = jnp.argmax(begun[::-1]).astype(jnp.int32) + 1
         count = jnp.where(jnp.any(begun), since, state.count + time)
