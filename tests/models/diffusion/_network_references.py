@@ -63,10 +63,38 @@ def layers(p):
     return [pick(p, i) for i in range(depth(p))]
 
 
-def transformer(p, x, c, heads, seen=None):
+def relative_attention(p, x, heads, seen, locations, wavelengths):
+    """Of point i to point j by what lies between them: number n and number n + planes turn by waves of a distance."""
+    places, width = x.shape
+    size = width // heads
+    planes, coordinates = size // 2, locations.shape[1]
+    slowest, fastest = 2 * np.pi / wavelengths[1], 2 * np.pi / wavelengths[0]
+    between = np.zeros((places, places, size, size))
+    for plane in range(planes):
+        coordinate = plane % coordinates
+        count = len(range(coordinate, planes, coordinates))
+        share = plane // coordinates / max(count - 1, 1)
+        frequency = slowest ** (1 - share) * fastest**share
+        angle = frequency * (locations[None, :, coordinate] - locations[:, None, coordinate])
+        one, other = plane, plane + planes
+        between[..., one, one] = between[..., other, other] = np.cos(angle)
+        between[..., one, other], between[..., other, one] = -np.sin(angle), np.sin(angle)
+    q, k, v = np.split(linear(p["project_in"], x), 3, -1)
+    out = np.zeros_like(x)
+    for head in range(heads):
+        own = slice(head * size, (head + 1) * size)
+        scores = np.einsum("id,ijde,je->ij", q[:, own], between, k[:, own])
+        weights = np.exp(scores / np.sqrt(size)) * seen
+        weights /= weights.sum(-1, keepdims=True)
+        out[:, own] = np.einsum("ij,ijde,je->id", weights, between, v[:, own])
+    return linear(p["project_out"], out)
+
+
+def transformer(p, x, c, heads, seen=None, attend=None):
+    attend = attention if attend is None else attend
     for block in layers(p["blocks"]):
         shift, scale, gate, shift_2, scale_2, gate_2 = np.split(modulation(block["modulation"], c), 6)
-        x = x + gate * attention(block["attention"], norm(x) * (1 + scale) + shift, heads, seen)
+        x = x + gate * attend(block["attention"], norm(x) * (1 + scale) + shift, heads, seen)
         y = norm(x) * (1 + scale_2) + shift_2
         x = x + gate_2 * linear(block["down"], gelu(linear(block["up"], y)))
     shift, scale = np.split(modulation(p["head"]["modulation"], c), 2)
@@ -116,6 +144,13 @@ def diffusion_transformer(net, p, x, t, condition):
 
 def set_attention(net, p, x, t, condition):
     locations, there = condition
+    if net.relative:
+
+        def attend(p, x, heads, seen):
+            return relative_attention(p, x, heads, seen, locations, net.wavelengths)
+
+        x = linear(p["encoder"], x.reshape(len(x), -1))
+        return transformer(p, x, context(p["context"], t), net.heads, there, attend) * there[:, None]
     shortest, longest = net.wavelengths
     turns = [waves(column, 2 * np.pi / longest, 2 * np.pi / shortest, 16) for column in locations.T]
     x = linear(p["encoder"], np.concatenate([x.reshape(len(x), -1), *turns], -1))

@@ -39,6 +39,7 @@ CASES = {
     "transformer of probabilities": (networks.diffusion_transformer(8, 2, 4), (5, 3), None, (5, 3)),
     "set": (networks.set_attention(8, 2, 2), (5, 2), "points", (5, 2)),
     "set of numbers": (networks.set_attention(8, 1, 2, output=2), (5,), "points", (5, 2)),
+    "relative set": (networks.set_attention(12, 2, 2, relative=True), (5, 2), "points", (5, 2)),
 }
 
 # For programs that take XLA some seconds.
@@ -146,7 +147,7 @@ def test_ends_of_time_have_finite_gradients(t):
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-@pytest.mark.parametrize("name", ["perceptron", "unet", "transformer of tokens", "set"])
+@pytest.mark.parametrize("name", ["perceptron", "unet", "transformer of tokens", "set", "relative set"])
 def test_times_are_told_apart(name):
     _, _, params, apply = made(name)
     x, _, condition = example(name)
@@ -191,7 +192,7 @@ def test_depth_does_not_make_the_program_longer(name):
     assert sizes[0] == sizes[1] > 50
 
 
-@pytest.mark.parametrize("name", ["perceptron of tokens", "unet of tokens", "set"])
+@pytest.mark.parametrize("name", ["perceptron of tokens", "unet of tokens", "set", "relative set"])
 def test_bfloat16_is_near_float32(name):
     net, _, params, apply = made(name)
     x, t, condition = example(name, dtype=jnp.bfloat16)
@@ -207,7 +208,7 @@ def test_bfloat16_is_near_float32(name):
     assert np.abs(np.asarray(got, np.float32) - exact).max() < 0.05 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("name", ["perceptron of tokens", "unet", "transformer of tokens", "set"])
+@pytest.mark.parametrize("name", ["perceptron of tokens", "unet", "transformer of tokens", "set", "relative set"])
 def test_float64_is_kept(name, x64):
     net, _, params, _ = made(name)
     x, t, condition = example(name, dtype=jnp.float64)
@@ -312,17 +313,19 @@ def test_transformers_know_the_order_of_sites_and_serve_any_number():
 # Points.
 
 
-def test_points_move_with_their_outputs(rng):
-    _, _, params, apply = made("set")
-    x, t, (locations, there) = example("set")
+@pytest.mark.parametrize("name", ["set", "relative set"])
+def test_points_move_with_their_outputs(rng, name):
+    _, _, params, apply = made(name)
+    x, t, (locations, there) = example(name)
     order = rng.permutation(5)
     got = apply(params, x[order], t, networks.Points(locations[order], there[order]))
     np.testing.assert_allclose(got, apply(params, x, t, networks.Points(locations, there))[order], rtol=1e-5, atol=1e-5)
 
 
-def test_points_that_are_not_there_are_as_if_left_out():
-    net, _, params, apply = made("set")
-    x, t, (locations, there) = example("set")
+@pytest.mark.parametrize("name", ["set", "relative set"])
+def test_points_that_are_not_there_are_as_if_left_out(name):
+    net, _, params, apply = made(name)
+    x, t, (locations, there) = example(name)
     lost = ~there
     x, locations = x.at[lost].set(jnp.nan), locations.at[lost].set(jnp.inf)
     got = apply(params, x, t, networks.Points(locations, there))
@@ -344,6 +347,17 @@ def test_places_matter_and_a_bare_array_says_them():
     # Waves are from 0.1 to 10 long: a hundredth is seen, and so is one.
     for step in (0.01, 1.0):
         assert np.abs(bare - apply(params, x, t, locations.at[0, 0].add(step))).max() > 1e-3
+
+
+def test_relative_locations_may_all_be_moved_but_not_one_of_them():
+    _, _, params, apply = made("relative set")
+    x, t, (locations, there) = example("relative set")
+    got = apply(params, x, t, networks.Points(locations, there))
+    moved = apply(params, x, t, networks.Points(locations + jnp.array([[3.7, -12.0]]), there))
+    np.testing.assert_allclose(got, moved, rtol=1e-4, atol=1e-4)
+    for coordinate in (0, 1):
+        other = locations.at[0, coordinate].add(0.01)
+        assert np.abs(got - apply(params, x, t, networks.Points(other, there))).max() > 1e-3
 
 
 # Learning.
@@ -402,10 +416,15 @@ def test_learns_a_small_regression(name):
         (lambda: networks.set_attention(wavelengths=(1.0, 0.1)), "wavelengths is (1.0, 0.1); expected a pair"),
         (lambda: networks.set_attention(wavelengths=(0.0, 1.0)), "wavelengths is 0.0; expected a positive number."),
         (lambda: networks.set_attention(wavelengths=3.0), "wavelengths is 3.0; expected a pair"),
+        (
+            lambda: networks.set_attention(12, heads=4, relative=True),
+            "width is 12, 3 for each head; expected an even number for each head where locations are relative.",
+        ),
+        (lambda: networks.set_attention(relative=1), "relative is 1; expected True or False."),
     ],
 )
 def test_bad_options(make, line):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((TypeError, ValueError)) as caught:
         make()
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -461,6 +480,13 @@ ZEROS = jnp.zeros
         ("set", ZEROS((5, 2)), 0.5, None, "condition is None; expected locations (5,) or (5, coordinate)"),
         ("set", ZEROS((5, 2)), 0.5, ZEROS(4), "condition is of shape (4,); expected locations (5,)"),
         ("set", ZEROS((5, 2)), 0.5, ZEROS(5), "x is of 34 numbers at a place; expected 66, as for init."),
+        (
+            "relative set",
+            ZEROS((5, 2)),
+            0.5,
+            ZEROS((5, 4)),
+            "condition is locations of 4 coordinates; expected at most 3, half of the width of a head.",
+        ),
         (
             "set",
             ZEROS((5, 2)),

@@ -1,14 +1,16 @@
 """What networks are built of: attention in both directions, norms without parameters, blocks over depth.
 
 Sources: Peebles & Xie (2023), "Scalable diffusion models with transformers", for blocks that a context modulates and
-that start as the identity; Wu & He (2018), "Group normalization".
+that start as the identity; Wu & He (2018), "Group normalization"; Su et al. (2021), "RoFormer", for queries and keys
+that are turned by their positions; Miyato, Jaeger, Welling & Geiger (2024), "GTA: a geometry-aware attention mechanism
+for multi-view transformers", for values too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,6 +56,32 @@ class Modulation(nn.Module):
         return jnp.split(all_of_them, self.number)
 
 
+class Turns(NamedTuple):
+    """Rotations of a plane for each place.
+
+    Attributes:
+      cosine, sine: (place, head, plane), of their angles.
+    """
+
+    cosine: jax.Array
+    sine: jax.Array
+
+    @classmethod
+    def by(cls, angles: jax.Array) -> Turns:
+        """Rotations by angles (place, head, plane)."""
+        return cls(jnp.cos(angles), jnp.sin(angles))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Turns (place, head, 2 plane): number i and number i + plane are the coordinates in plane i."""
+        one, other = jnp.split(x, 2, -1)
+        cosine, sine = self.cosine.astype(x.dtype), self.sine.astype(x.dtype)
+        return jnp.concatenate([one * cosine - other * sine, one * sine + other * cosine], -1)
+
+    def back(self) -> Turns:
+        """The inverse."""
+        return Turns(self.cosine, -self.sine)
+
+
 class Attention(nn.Module):
     """Soft-max attention of places to all places.
 
@@ -66,17 +94,28 @@ class Attention(nn.Module):
     last_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-        """Maps (place, width) to the same shape; `seen`, booleans (place,), says which are attended to."""
+    def __call__(self, x: jax.Array, seen: jax.Array | None = None, turns: Turns | None = None) -> jax.Array:
+        """Maps (place, width) to the same shape.
+
+        Args:
+          x: (place, width).
+          seen: booleans (place,), which are attended to.
+          turns: for each place, of queries, keys and values, and back of what was attended to, which then depends on
+            turns from place to place alone.
+        """
         places, width = x.shape
         whole = Linear(3 * width, name="project_in")(x).reshape(places, 3, self.heads, width // self.heads)
         query, key, value = whole[:, 0], whole[:, 1], whole[:, 2]
+        if turns is not None:
+            query, key, value = turns(query), turns(key), turns(value)
         sums = core.accumulator_dtype(x.dtype)
         scores = jnp.einsum("qhd,khd->hqk", query, key, preferred_element_type=sums) / math.sqrt(query.shape[-1])
         if seen is not None:
             # Not -inf, of which a row with no place at all to attend to would make NaN.
             scores = jnp.where(jnp.expand_dims(seen, (0, 1)), scores, jnp.finfo(sums).min)
         y = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores, axis=-1).astype(x.dtype), value)
+        if turns is not None:
+            y = turns.back()(y)
         return Linear(width, init=self.last_init, name="project_out")(y.reshape(x.shape))
 
 
@@ -90,11 +129,13 @@ class TransformerBlock(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array, seen: jax.Array | None) -> jax.Array:
-        """Maps (place, width) and (any,) to (place, width)."""
+    def __call__(
+        self, x: jax.Array, context: jax.Array, seen: jax.Array | None, turns: Turns | None = None
+    ) -> jax.Array:
+        """Maps (place, width) and (any,) to (place, width); see `Attention`."""
         width = x.shape[-1]
         *first, gate, shift, scale, last_gate = Modulation(6, width, name="modulation")(context)
-        y = Attention(self.heads, name="attention")(modulated(normalized(x), *first), seen)
+        y = Attention(self.heads, name="attention")(modulated(normalized(x), *first), seen, turns)
         x = x + y * jnp.broadcast_to(gate, x.shape)
         y = Linear(_EXPANSION * width, name="up")(modulated(normalized(x), shift, scale))
         y = Linear(width, name="down")(again(nn.gelu)(y))

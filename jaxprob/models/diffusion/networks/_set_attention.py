@@ -2,7 +2,9 @@
 
 Sources: Lee et al. (2019), "Set transformer"; Dutordoir, Saul, Ghahramani & Simpson (2023), "Neural diffusion
 processes"; Biloš, Rasul, Schneider, Nevmyvaka & Günnemann (2023), "Modeling temporal data as continuous functions with
-stochastic process diffusion".
+stochastic process diffusion"; Su et al. (2021), "RoFormer: enhanced transformer with rotary position embedding", and
+Miyato, Jaeger, Welling & Geiger (2024), "GTA: a geometry-aware attention mechanism for multi-view transformers", for
+what depends on distances alone.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprob import core
-from jaxprob.models.diffusion.networks._layers import Head, TransformerBlock, over_depth
+from jaxprob.models.diffusion.networks._layers import Head, TransformerBlock, Turns, over_depth
 from jaxprob.models.diffusion.networks._network import Network, check_options, waves
 from jaxprob.models.sequence._layers import Linear
 from jaxprob.models.sequence._memory import check_heads
@@ -36,11 +39,12 @@ class Points(NamedTuple):
 
 
 class _SetAttention(Network):
-    """Points with waves of their locations, blocks."""
+    """Points with waves of their locations, or turned by them, blocks."""
 
     depth: int = 4
     heads: int = 4
     wavelengths: tuple[float, float] = (0.1, 10.0)
+    relative: bool = False
 
     factory = "set_attention"
 
@@ -57,13 +61,30 @@ class _SetAttention(Network):
             column = jnp.expand_dims(there, 1)
             x, locations = jnp.where(column, x, 0), jnp.where(column, locations, 0)
         shortest, longest = self.wavelengths
-        turns = waves(locations, 2 * math.pi / longest, 2 * math.pi / shortest, _WAVES)
-        x = jnp.concatenate([x, turns.reshape(x.shape[0], -1).astype(x.dtype)], -1)
+        slowest, fastest = 2 * math.pi / longest, 2 * math.pi / shortest
+        turns = self._turns(locations, slowest, fastest) if self.relative else None
+        if turns is None:
+            told = waves(locations, slowest, fastest, _WAVES)
+            x = jnp.concatenate([x, told.reshape(x.shape[0], -1).astype(x.dtype)], -1)
         self.check_inputs(x)
         x = Linear(self.width, name="encoder")(x)
-        x = over_depth(TransformerBlock(self.heads, name="blocks"), self.depth, x, context, there)
+        x = over_depth(TransformerBlock(self.heads, name="blocks"), self.depth, x, context, there, turns)
         x = Head(numbers, name="head")(x, context)
         return x if there is None else jnp.where(jnp.expand_dims(there, 1), x, 0)
+
+    def _turns(self, locations: jax.Array, slowest: float, fastest: float) -> Turns:
+        """Rotations of the planes of a head: each of them by one coordinate, with a frequency of its own."""
+        planes, coordinates = self.width // self.heads // 2, locations.shape[1]
+        if planes < coordinates:
+            got = f"locations of {coordinates} coordinates"
+            expected = f"at most {planes}, half of the width of a head"
+            raise core.bad_value(self.name_of, "condition", got, expected, "Give the network fewer heads")
+        frequencies = np.empty(planes)
+        for i in range(coordinates):
+            own = frequencies[i::coordinates]
+            own[:] = np.geomspace(slowest, fastest, own.size)
+        angles = locations[:, np.arange(planes) % coordinates] * jnp.asarray(frequencies[None], locations.dtype)
+        return Turns.by(jnp.expand_dims(angles, 1))
 
     def _points(self, condition: Any, number: int, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
         """Locations (point, coordinate) in which products are kept, and which are there."""
@@ -90,6 +111,7 @@ def set_attention(
     heads: int = 4,
     *,
     wavelengths: tuple[float, float] = (0.1, 10.0),
+    relative: bool = False,
     output: int | None = None,
     vocabulary: int | None = None,
 ) -> Network:
@@ -104,6 +126,10 @@ def set_attention(
       heads: of attention; divide the width.
       wavelengths: the shortest and the longest wave by which locations are told apart, in their unit: about the
         distance of neighbours and twice the extent of all.
+      relative: whether only where points are from each other counts, so that moving all of them by as much changes no
+        output. Queries, keys and values are turned by locations in place of waves that are inputs: for stationary
+        functions of time, of which it learns more from as many. The width of a head is even then, and half of it, the
+        waves of a head, no less than the number of coordinates.
       output: numbers for each number of x, on a last axis of their own; None for one number and no such axis.
       vocabulary: number of tokens where x are integers; the integer after the last is what is masked, and the output
         has as many logits as tokens on a last axis.
@@ -112,8 +138,10 @@ def set_attention(
       a module: `net.init(key, x, t, locations)`, `net.apply(params, x, t, locations)`.
 
     Raises:
-      ValueError: if a number is not whole, heads do not divide the width, wavelengths are not two positive numbers in
-        order, or two options are given that exclude each other.
+      TypeError: if `relative` is no boolean.
+      ValueError: if a number is not whole, heads do not divide the width, the width of a head is odd where locations
+        are relative, wavelengths are not two positive numbers in order, or two options are given that exclude each
+        other.
 
     >>> net = set_attention(width=16, depth=2, heads=2)
     >>> x, times = jnp.ones(5), jnp.array([0.0, 0.3, 0.4, 1.1, 2.0])
@@ -121,7 +149,7 @@ def set_attention(
     >>> net.apply(params, x, 0.5, times).shape
     (5,)
 
-    Source: Lee et al. (2019), property 1; Biloš et al. (2023), section 3.4.
+    Source: Lee et al. (2019), property 1; Biloš et al. (2023), section 3.4; Miyato et al. (2024), section 3.
     """
     name = "networks.set_attention"
     check_options(name, width, output, vocabulary)
@@ -134,4 +162,10 @@ def set_attention(
     core.check_positive(name, wavelengths=longest)
     if shortest >= longest:
         raise core.bad_value(name, "wavelengths", wavelengths, "a pair, the shortest and the longest")
-    return _SetAttention(width, output, vocabulary, None, None, depth, heads, (float(shortest), float(longest)))
+    if not isinstance(relative, bool):
+        raise core.bad_type(name, "relative", core.describe(relative), "True or False")
+    if relative and width // heads % 2:
+        got = f"{width}, {width // heads} for each head"
+        raise core.bad_value(name, "width", got, "an even number for each head where locations are relative")
+    span = (float(shortest), float(longest))
+    return _SetAttention(width, output, vocabulary, None, None, depth, heads, span, relative)
