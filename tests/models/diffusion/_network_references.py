@@ -69,19 +69,19 @@ def relative_attention(p, x, heads, seen, locations, wavelengths):
     size = width // heads
     planes, coordinates = size // 2, locations.shape[1]
     slowest, fastest = 2 * np.pi / wavelengths[1], 2 * np.pi / wavelengths[0]
-    between = np.zeros((places, places, size, size))
-    for plane in range(planes):
-        coordinate = plane % coordinates
-        count = len(range(coordinate, planes, coordinates))
-        share = plane // coordinates / max(count - 1, 1)
-        frequency = slowest ** (1 - share) * fastest**share
-        angle = frequency * (locations[None, :, coordinate] - locations[:, None, coordinate])
-        one, other = plane, plane + planes
-        between[..., one, one] = between[..., other, other] = np.cos(angle)
-        between[..., one, other], between[..., other, one] = -np.sin(angle), np.sin(angle)
     q, k, v = np.split(linear(p["project_in"], x), 3, -1)
     out = np.zeros_like(x)
     for head in range(heads):
+        between = np.zeros((places, places, size, size))
+        for plane in range(planes):
+            coordinate = plane % coordinates
+            count = heads * len(range(coordinate, planes, coordinates))
+            share = (plane // coordinates * heads + head) / (count - 1)
+            frequency = slowest ** (1 - share) * fastest**share
+            angle = frequency * (locations[None, :, coordinate] - locations[:, None, coordinate])
+            one, other = plane, plane + planes
+            between[..., one, one] = between[..., other, other] = np.cos(angle)
+            between[..., one, other], between[..., other, one] = -np.sin(angle), np.sin(angle)
         own = slice(head * size, (head + 1) * size)
         scores = np.einsum("id,ijde,je->ij", q[:, own], between, k[:, own])
         weights = np.exp(scores / np.sqrt(size)) * seen

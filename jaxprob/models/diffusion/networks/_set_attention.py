@@ -73,18 +73,18 @@ class _SetAttention(Network):
         return x if there is None else jnp.where(jnp.expand_dims(there, 1), x, 0)
 
     def _turns(self, locations: jax.Array, slowest: float, fastest: float) -> Turns:
-        """Rotations of the planes of a head: each of them by one coordinate, with a frequency of its own."""
+        """Rotations of the planes of all heads: each of them by one coordinate, with a frequency of its own."""
         planes, coordinates = self.width // self.heads // 2, locations.shape[1]
         if planes < coordinates:
             got = f"locations of {coordinates} coordinates"
             expected = f"at most {planes}, half of the width of a head"
             raise core.bad_value(self.name_of, "condition", got, expected, "Give the network fewer heads")
-        frequencies = np.empty(planes)
+        frequencies = np.empty((planes, self.heads))
         for i in range(coordinates):
             own = frequencies[i::coordinates]
-            own[:] = np.geomspace(slowest, fastest, own.size)
-        angles = locations[:, np.arange(planes) % coordinates] * jnp.asarray(frequencies[None], locations.dtype)
-        return Turns.by(jnp.expand_dims(angles, 1))
+            own[:] = np.geomspace(slowest, fastest, own.size).reshape(own.shape)
+        turning = jnp.expand_dims(locations[:, np.arange(planes) % coordinates], 1)
+        return Turns.by(turning * jnp.asarray(frequencies.T[None], locations.dtype))
 
     def _points(self, condition: Any, number: int, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
         """Locations (point, coordinate) in which products are kept, and which are there."""
@@ -128,8 +128,8 @@ def set_attention(
         distance of neighbours and twice the extent of all.
       relative: whether only where points are from each other counts, so that moving all of them by as much changes no
         output. Queries, keys and values are turned by locations in place of waves that are inputs: for stationary
-        functions of time, of which it learns more from as many. The width of a head is even then, and half of it, the
-        waves of a head, no less than the number of coordinates.
+        functions of time, of which it learns more from as many. Heads have waves of their own; the width of a head is
+        even then, and half of it no less than the number of coordinates.
       output: numbers for each number of x, on a last axis of their own; None for one number and no such axis.
       vocabulary: number of tokens where x are integers; the integer after the last is what is masked, and the output
         has as many logits as tokens on a last axis.
