@@ -10,7 +10,7 @@ them `smc.tempered` from a normal law with the standard deviation of the sampler
 gradient as a set of draws takes, and at as many as training and one set take; a move counts as its leapfrog steps and a
 temperature as one more.
 
-    python benchmarks/neural_samplers.py [--part ising wells funnel] [--out benchmarks/results/neural_samplers-cpu.json]
+    python benchmarks/neural_samplers.py [--parts ising wells funnel] [--out FILE]
 """
 
 import argparse
@@ -212,7 +212,7 @@ def continuous(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="*", default=["ising", "wells", "funnel"])
+    parser.add_argument("--parts", nargs="*", default=["ising", "wells", "funnel"])
     parser.add_argument("--out", type=Path, default=HERE / "results" / "neural_samplers-cpu.json")
     arguments = parser.parse_args()
     report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -221,7 +221,7 @@ def main():
         "machine": f"{len(os.sched_getaffinity(0))} core(s), {platform.machine()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "optax")},
     }
-    for part in arguments.part:
+    for part in arguments.parts:
         report[part] = [ising(beta) for beta in PUBLISHED] if part == "ising" else continuous(part)
         print(json.dumps(report[part], indent=1, default=float), flush=True)
         arguments.out.write_text(json.dumps(report, indent=1, default=float) + "\n")
